@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The errors that a user can cause.
+
+Each message says what was got, what was expected and what to do. The command line prints such an
+error as one line and exits with status 2; anything else that is raised is a defect of this package.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BudgetExceeded",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DivQATError",
+    "ExportError",
+    "GraphError",
+    "RunExists",
+    "TrainingDiverged",
+]
+
+
+class DivQATError(Exception):
+    """Base of every error that the user of this package can cause and mend."""
+
+
+class ConfigError(DivQATError, ValueError):
+    """A setting is out of its range, unknown, or contradicts another one."""
+
+
+class DataError(DivQATError, ValueError):
+    """Images or labels are missing, damaged, or of the wrong shape or type."""
+
+
+class CheckpointError(DivQATError, ValueError):
+    """A checkpoint is missing, damaged, or belongs to another configuration."""
+
+
+class ExportError(DivQATError, ValueError):
+    """A model cannot be exported as a QONNX graph."""
+
+
+class GraphError(DivQATError, ValueError):
+    """A deployed graph is missing, damaged, or lacks what is needed to serve it."""
+
+
+class RunExists(DivQATError, FileExistsError):
+    """The output folder already holds a run, which would be overwritten."""
+
+
+class TrainingDiverged(DivQATError, ArithmeticError):
+    """The loss stopped being a finite number."""
+
+
+class BudgetExceeded(DivQATError, RuntimeError):
+    """A victim was asked for more answers than its query budget allows."""

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""From a Brevitas model to a deployed graph."""
+
+from __future__ import annotations
+
+from brevitas_divqat.export.metadata import GraphMetadata, tool_versions
+from brevitas_divqat.export.qonnx import export_qonnx
+
+__all__ = ["GraphMetadata", "export_qonnx", "tool_versions"]

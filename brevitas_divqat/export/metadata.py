@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a deployed graph carries so that it can be served without the code that trained it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from brevitas_divqat.errors import GraphError
+
+__all__ = ["METADATA_KEY", "SCHEMA", "GraphMetadata", "tool_versions"]
+
+METADATA_KEY = "brevitas_divqat"
+SCHEMA = 1
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of the packages that decide what a graph computes."""
+    names = ("brevitas-divqat", "brevitas", "torch", "onnx", "onnxruntime", "qonnx", "numpy")
+    return {name: version(name) for name in names}
+
+
+@dataclass(frozen=True)
+class GraphMetadata:
+    """How to serve a deployed graph, and where it comes from.
+
+    Attributes:
+        image_shape: (channels, height, width) of the 8-bit images that it takes.
+        pixel_divisor: the graph's input is a pixel (0 … 255) divided by this.
+        class_names: one name per score.
+        data: name of the data set that it was trained on.
+        model: name of the architecture.
+        bits: bit widths, e.g. ``{"weight": 4, "activation": 4, "edge": 8, "input": 8}``.
+        method: how it was trained, e.g. ``{"name": "divqat", "alpha": 0.04, …}``.
+        versions: of the packages that made it.
+    """
+
+    image_shape: tuple[int, int, int]
+    pixel_divisor: float
+    class_names: tuple[str, ...]
+    data: str = "unknown"
+    model: str = "unknown"
+    bits: dict[str, int] = field(default_factory=dict)
+    method: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=tool_versions)
+
+    def to_json(self) -> str:
+        """Serialise, with the schema version."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str | None, source: str) -> GraphMetadata:
+        """Read what `to_json` wrote.
+
+        Args:
+            text: the graph's metadata property; None where it has none.
+            source: the graph's name, for messages.
+
+        Raises:
+            GraphError: if there is none, or it was written by another version of this package.
+        """
+        if text is None:
+            raise GraphError(
+                f"{source} does not say how it is to be served: export it with "
+                "brevitas_divqat.export.export_qonnx"
+            )
+        try:
+            content = json.loads(text)
+            schema = content.pop("schema")
+            if schema != SCHEMA:
+                raise GraphError(
+                    f"{source} carries metadata of schema {schema}, this version reads {SCHEMA}: "
+                    "export it again"
+                )
+            content["image_shape"] = tuple(content["image_shape"])
+            content["class_names"] = tuple(content["class_names"])
+            return cls(**content)
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise GraphError(f"{source} carries damaged metadata: export it again") from error

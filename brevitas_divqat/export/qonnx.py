@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A Brevitas model as a cleaned-up QONNX graph that says how it is to be served."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from brevitas_divqat.errors import ExportError
+from brevitas_divqat.export.metadata import METADATA_KEY, GraphMetadata
+from brevitas_divqat.files import write_bytes
+
+__all__ = ["export_qonnx"]
+
+OPSET = 13
+QUANT_OPERATORS = frozenset({"Quant", "BipolarQuant", "Trunc"})
+
+
+def export_qonnx(model: nn.Module, path: Path, metadata: GraphMetadata) -> Path:
+    """Export a Brevitas model as QONNX, batch size 1, cleaned up.
+
+    A copy is exported: the model stays as it is, also on failure, and the file appears whole or not
+    at all. The TorchScript exporter is used, since torch's newer one drops the quantized tensors at
+    residual adds (Xilinx/brevitas#1608).
+
+    Args:
+        model: any model of Brevitas layers from (1, C, H, W) float32 images to (1, K) scores.
+        path: the file to write.
+        metadata: how the graph is to be served.
+
+    Returns:
+        The path.
+
+    Raises:
+        ExportError: if an activation quantizer has not been calibrated, a layer has no QONNX form,
+            or the result is not a graph from one image to one score per class.
+    """
+    _check_calibrated(model)
+    wrapper = _cleaned_graph(_on_cpu(model), metadata)
+    _check_graph(wrapper, metadata)
+    wrapper.set_metadata_prop(METADATA_KEY, metadata.to_json())
+    write_bytes(path, wrapper.model.SerializeToString())
+    return path
+
+
+def _on_cpu(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).cpu().eval()
+
+
+def _check_calibrated(model: nn.Module) -> None:
+    """Refuse scales that were never set: Brevitas would export its placeholder, 1."""
+    names = [
+        name
+        for name, module in model.named_modules()
+        if hasattr(module, "collect_stats_steps") and module.counter == 0
+    ]
+    if names:
+        raise ExportError(
+            f"{len(names)} activation quantizers have no scale yet, the first is {names[0]}: "
+            "calibrate or train the model before exporting it"
+        )
+
+
+def _cleaned_graph(model: nn.Module, metadata: GraphMetadata) -> Any:
+    """Run Brevitas' exporter and qonnx's cleanup; return a ``ModelWrapper``."""
+    from brevitas.export import export_qonnx as brevitas_export
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.util.cleanup import cleanup_model
+
+    example = torch.zeros(1, *metadata.image_shape)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # A layer without a handler is exported unquantized: that is an error, not a warning.
+        warnings.filterwarnings("error", message=".*has no handler.*")
+        file = Path(folder) / "model.onnx"
+        try:
+            brevitas_export(
+                model,
+                args=example,
+                export_path=str(file),
+                opset_version=OPSET,
+                dynamo=False,
+                disable_warnings=False,
+            )
+            return cleanup_model(ModelWrapper(str(file)))
+        except Exception as error:
+            # Whatever torch, Brevitas, onnx or qonnx raise, the cause is this model.
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ExportError(
+                f"the model cannot be exported as QONNX for images of shape "
+                f"{metadata.image_shape}: {reason[:300]}"
+            ) from error
+
+
+def _check_graph(wrapper: Any, metadata: GraphMetadata) -> None:
+    graph = wrapper.graph
+    if len(graph.input) != 1 or len(graph.output) != 1:
+        raise ExportError(
+            f"the graph has {len(graph.input)} inputs and {len(graph.output)} outputs: a victim "
+            "needs one of each"
+        )
+    shape = tuple(wrapper.get_tensor_shape(graph.output[0].name))
+    expected = (1, len(metadata.class_names))
+    if shape != expected:
+        raise ExportError(
+            f"the graph's output has shape {shape}, expected {expected}: one score for each of "
+            f"{len(metadata.class_names)} class names"
+        )
+    if not any(node.op_type in QUANT_OPERATORS for node in graph.node):
+        raise ExportError("the graph holds no quantizer: was this built from Brevitas layers?")

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The DivQAT loss: a functional core and a module that keeps the full-precision original."""
+
+from __future__ import annotations
+
+from brevitas_divqat.loss.config import PRESETS, LossConfig, Preset
+from brevitas_divqat.loss.divqat import DivQATLoss, LossReport
+from brevitas_divqat.loss.functional import (
+    Direction,
+    LossTerms,
+    Weighting,
+    divergence,
+    divqat_loss,
+    per_sample_divergence,
+)
+
+__all__ = [
+    "PRESETS",
+    "Direction",
+    "DivQATLoss",
+    "LossConfig",
+    "LossReport",
+    "LossTerms",
+    "Preset",
+    "Weighting",
+    "divergence",
+    "divqat_loss",
+    "per_sample_divergence",
+]

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Settings of the DivQAT loss, with the two named presets."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from brevitas_divqat.errors import ConfigError
+from brevitas_divqat.loss.functional import Direction, Weighting
+
+__all__ = ["PRESETS", "LossConfig", "Preset"]
+
+Preset = Literal["F1", "F3"]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "F1": {"alpha": 0.5, "temperature": 1.0, "direction": "p||q", "weighting": "additive"},
+    "F3": {"alpha": 0.04, "temperature": 4.0, "direction": "q||p", "weighting": "additive"},
+}
+"""F1, the plainest reading of DivQAT's abstract: ``CE - alpha KL(P||Q)``. F3, the form of Nasty
+Teacher (Ma et al., ICLR 2021, Eq. 1) with its values for CIFAR-10: ``CE - alpha T² KL(Q||P)``."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Settings of the DivQAT loss; what is left at None comes from the preset.
+
+    Args:
+        preset: F1 (KL of the original from the quantized model, T=1) or F3 (the reverse, T=4).
+        alpha: weight of the divergence, 0 (plain QAT) or more.
+        temperature: softens both predictions in the divergence; more than 0.
+        direction: 'p||q' expects over the original's predictions, 'q||p' over the quantized ones'.
+        weighting: 'additive' is CE - alpha D, 'convex' is (1 - alpha) CE - alpha D.
+        cap: the most that one sample's divergence counts, in nats times T²; none by default.
+        warmup_steps: steps over which alpha grows linearly from 0.
+        label_smoothing: of the cross-entropy, in [0, 1).
+
+    Raises:
+        ConfigError: if a value is out of range, or the loss would have no lower bound.
+    """
+
+    preset: Preset = "F3"
+    alpha: float | None = None
+    temperature: float | None = None
+    direction: Direction | None = None
+    weighting: Weighting | None = None
+    cap: float | None = None
+    warmup_steps: int = 0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ConfigError(f"unknown loss preset {self.preset!r}: choose from {list(PRESETS)}")
+        for name, value in PRESETS[self.preset].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        self._check_ranges()
+        self._check_bounded_below()
+
+    def _check_ranges(self) -> None:
+        for name, choices in (("direction", Direction), ("weighting", Weighting)):
+            if getattr(self, name) not in get_args(choices):
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}: choose from {list(get_args(choices))}"
+                )
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise ConfigError(f"alpha is {self.alpha}: it must be 0 (plain QAT) or more")
+        if not (math.isfinite(self.softness) and self.softness > 0):
+            raise ConfigError(f"temperature is {self.temperature}: it must be more than 0")
+        if self.cap is not None and not self.cap > 0:
+            raise ConfigError(f"cap is {self.cap}: it must be more than 0, or left out for no cap")
+        if self.warmup_steps < 0:
+            raise ConfigError(f"warmup_steps is {self.warmup_steps}: it must be 0 or more")
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"label_smoothing is {self.label_smoothing}: it must be in [0, 1)")
+
+    def _check_bounded_below(self) -> None:
+        """Refuse weights with which a wrong class would be worth more than the right one.
+
+        With KL(P||Q) a logit that falls without end costs the cross-entropy 1 per unit and earns
+        the divergence alpha T, so alpha T must stay below the cross-entropy's weight.
+        """
+        if self.weighting == "convex" and self.weight >= 0.5:
+            raise ConfigError(
+                f"alpha is {self.alpha} with convex weighting: it must be below 0.5, or the "
+                "divergence outweighs the cross-entropy"
+            )
+        ce_weight = 1.0 if self.weighting == "additive" else 1.0 - self.weight
+        if self.direction == "p||q" and self.weight * self.softness >= ce_weight:
+            limit = 1 / self.softness if self.weighting == "additive" else 1 / (1 + self.softness)
+            raise ConfigError(
+                f"alpha is {self.alpha} with direction 'p||q' and temperature {self.temperature}: "
+                f"it must be below {limit:g}, or the loss has no lower bound"
+            )
+
+    @property
+    def weight(self) -> float:
+        """Alpha, resolved."""
+        assert self.alpha is not None
+        return self.alpha
+
+    @property
+    def softness(self) -> float:
+        """Temperature, resolved."""
+        assert self.temperature is not None
+        return self.temperature

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Activation quantizers that FINN turns into RTL.
+
+Unsigned over the full range (``0 … 2^b-1``, what follows a ReLU), zero-point 0, one static scale
+per tensor: FINN rejects per-channel activation scales. Names follow Brevitas' grammar.
+"""
+
+from __future__ import annotations
+
+from brevitas.inject.enum import RestrictValueType, ScalingImplType, ScalingPerOutputType
+from brevitas.quant.base import (
+    ParamFromRuntimePercentileScaling,
+    PerTensorFloatScaling8bit,
+    UintQuant,
+)
+from brevitas.quant.solver import ActQuantSolver
+
+__all__ = [
+    "INPUT_SCALE",
+    "Uint2ActPerTensorFloat",
+    "Uint3ActPerTensorFloat",
+    "Uint4ActPerTensorFloat",
+    "Uint8ActPerTensorFloat",
+    "Uint8InputPerTensorConst",
+]
+
+INPUT_SCALE = 1 / 256
+"""Value of one step of an 8-bit pixel at the network's input: a power of two, so that pixels pass
+the input quantizer unchanged and FINN needs no comparator there."""
+
+
+class Uint8ActPerTensorFloat(
+    UintQuant, ParamFromRuntimePercentileScaling, PerTensorFloatScaling8bit, ActQuantSolver
+):
+    """8-bit activations, 0 … 255, one learned scale that starts from a percentile.
+
+    The start is the 99.9th percentile of the calibration images rather than Brevitas' 99.999th: with
+    16 levels or fewer, one outlier in a thousand is cheaper clipped than represented.
+
+    Example:
+        >>> from brevitas.nn import QuantReLU
+        >>> relu = QuantReLU(act_quant=Uint8ActPerTensorFloat, bit_width=4)
+        >>> relu.act_quant.bit_width().item()
+        4.0
+    """
+
+    high_percentile_q = 99.9
+
+
+class Uint4ActPerTensorFloat(Uint8ActPerTensorFloat):
+    """4-bit activations, 0 … 15, one learned scale per tensor."""
+
+    bit_width = 4
+
+
+class Uint3ActPerTensorFloat(Uint8ActPerTensorFloat):
+    """3-bit activations, 0 … 7, one learned scale per tensor."""
+
+    bit_width = 3
+
+
+class Uint2ActPerTensorFloat(Uint8ActPerTensorFloat):
+    """2-bit activations, 0 … 3, one learned scale per tensor."""
+
+    bit_width = 2
+
+
+class Uint8InputPerTensorConst(UintQuant, ActQuantSolver):
+    """8-bit pixels, 0 … 255, at the constant scale ``INPUT_SCALE`` = 1/256.
+
+    Example:
+        >>> import torch
+        >>> from brevitas.nn import QuantIdentity
+        >>> pixels = torch.tensor([0.0, 1 / 256, 255 / 256])
+        >>> torch.equal(QuantIdentity(act_quant=Uint8InputPerTensorConst)(pixels), pixels)
+        True
+    """
+
+    bit_width = 8
+    scaling_impl_type = ScalingImplType.CONST
+    scaling_init = 255 * INPUT_SCALE  # Brevitas gives the scale as the value of the highest level
+    restrict_scaling_type = RestrictValueType.FP
+    scaling_per_output_type = ScalingPerOutputType.TENSOR

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The two tables as plain text cells, from which the terminal and the HTML page draw theirs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from brevitas_divqat.report.measurements import ExtractionRow, Measurements, VictimRow
+from brevitas_divqat.report.stats import Stat
+
+__all__ = ["Grid", "grids"]
+
+_NONE = "-"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: what it shows, its columns and its rows, and what its words mean."""
+
+    title: str
+    columns: tuple[str, ...]  # a heading may have two lines
+    numeric: tuple[bool, ...]  # whether a column is right-aligned
+    rows: tuple[tuple[str, ...], ...]
+    caption: str
+
+
+def grids(m: Measurements) -> list[Grid]:
+    """Build the table of the victims and that of the extractions; a table without rows is left out.
+
+    Args:
+        m: The measurements.
+
+    Returns:
+        At most two tables, victims first.
+    """
+    both = [_victims(m), _extractions(m)]
+    return [grid for grid in both if grid.rows]
+
+
+def _victims(m: Measurements) -> Grid:
+    images = m.victims[0].images if m.victims else 0
+    over = f" over {len(m.seeds)} seeds" if len(m.seeds) > 1 else ""
+    return Grid(
+        title=f"Victims: {_setting(m)}, executor {', '.join(m.executors)}",
+        columns=(
+            "victim", "bits\nW/A", "float %", "Brevitas %", "QONNX %", "labels\ndiffer",
+            "scores\ndiffer", "ECE %", "parameters",
+        ),
+        numeric=(False, False, True, True, True, True, True, True, True),
+        rows=tuple(_victim_cells(row, m) for row in m.victims),
+        caption=(
+            f"Accuracy on {images:,} test images; ECE: calibration error; labels, scores differ: "
+            f"images{over} on which Brevitas and QONNX disagree."
+        ),
+    )  # fmt: skip
+
+
+def _victim_cells(row: VictimRow, m: Measurements) -> tuple[str, ...]:
+    return (
+        row.title,
+        f"{m.bits['weight']}/{m.bits['activation']}",
+        row.float_accuracy.percent,
+        row.brevitas_accuracy.percent,
+        row.qonnx_accuracy.percent,
+        f"{row.labels_differing:,}",
+        f"{row.images_differing:,}",
+        row.calibration_error.percent,
+        f"{row.parameters:,}",
+    )
+
+
+def _extractions(m: Measurements) -> Grid:
+    return Grid(
+        title=f"Extractions: {_setting(m)}",
+        columns=(
+            "victim", "thief's images", "labels", "queries", "surrogate %", "fidelity %",
+            "KL(Q‖P)", "H(Q)",
+        ),
+        numeric=(False, False, False, True, True, True, True, True),
+        rows=tuple(_extraction_cells(row) for row in m.extractions),
+        caption=(
+            "In, ood: images like the victim's, or of another data set; surrogate: accuracy of the "
+            "stolen copy; fidelity: how often it agrees with the "
+            "victim; KL, H: divergence of the victim Q from the float network P and entropy of Q, "
+            "in nats, on the queries."
+        ),
+    )  # fmt: skip
+
+
+def _extraction_cells(row: ExtractionRow) -> tuple[str, ...]:
+    return (
+        row.title,
+        f"{row.pool} ({row.settings['pool_name']})",
+        row.labels,
+        f"{row.settings['queries']:,}",
+        row.accuracy.percent,
+        row.fidelity.percent,
+        _text(row.kl),
+        _text(row.entropy),
+    )
+
+
+def _text(stat: Stat | None) -> str:
+    return _NONE if stat is None else stat.text()
+
+
+def _setting(m: Measurements) -> str:
+    return f"{m.data}, {m.model}, {m.bits_text}, {m.seeds_text}"

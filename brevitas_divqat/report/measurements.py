@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The measurements of one run, or of runs that differ only in seed, as typed rows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from brevitas_divqat.errors import ConfigError
+from brevitas_divqat.report.records import Record, read_records, require_equal
+from brevitas_divqat.report.stats import Stat
+
+__all__ = ["TITLES", "ExtractionRow", "Measurements", "VictimRow", "load_measurements"]
+
+# The two victims that are compared, as people call them.
+TITLES = {"qat": "plain QAT", "divqat": "DivQAT"}
+_ORDER = ("qat", "divqat", "in", "ood", "soft", "hard")
+_ATTACK_SETTINGS = (
+    "attack", "policy", "pool_name", "pool_images", "interface", "queries", "budget", "surrogate",
+    "images",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """What both kinds of rows have."""
+
+    victim: str  # "qat", "divqat"
+    graphs: Mapping[int, str]  # seed -> SHA-256 of the graph that was measured or attacked
+
+    @property
+    def title(self) -> str:
+        """The victim's name for people."""
+        return TITLES.get(self.victim, self.victim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VictimRow(_Row):
+    """One victim, over the seeds at which it was measured."""
+
+    method: Mapping[str, Any]  # how it was trained
+    images: int  # test images per seed
+    parameters: int
+    float_accuracy: Stat  # of the full-precision network; fractions, as all that follow
+    brevitas_accuracy: Stat
+    qonnx_accuracy: Stat  # of the exported graph, which is what the thief faces
+    calibration_error: Stat
+    labels_differing: int  # between Brevitas and QONNX, summed over the seeds
+    images_differing: int  # likewise, images with any score that differs
+    max_abs_difference: float  # largest difference of a score over all seeds
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionRow(_Row):
+    """One attack on one victim, over the seeds at which it was carried out."""
+
+    pool: str  # "in" or "ood": where the thief's images come from
+    labels: str  # "soft" or "hard": what the victim answers
+    settings: Mapping[str, Any]  # of the attack; equal for every victim and seed
+    accuracy: Stat  # of the surrogate on the victim's test set
+    fidelity: Stat  # agreement of surrogate and victim on that set
+    kl: Stat | None  # KL(Q||P), nats: victim Q against the float network P, on the query set
+    entropy: Stat | None  # H(Q), nats, on the query set
+
+    @property
+    def attack(self) -> str:
+        """The pool and the labels, which tell the attacks of one run apart."""
+        return f"{self.pool}/{self.labels}"
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """All that the tables, the verdict and the plot are made of."""
+
+    data: str
+    model: str
+    bits: Mapping[str, int]
+    seeds: tuple[int, ...]
+    executors: tuple[str, ...]
+    victims: tuple[VictimRow, ...]
+    extractions: tuple[ExtractionRow, ...]
+
+    @property
+    def bits_text(self) -> str:
+        """The bit widths in short, for example ``W4A4, edge 8, input 8``."""
+        others = [f"{k} {v}" for k, v in self.bits.items() if k not in ("weight", "activation")]
+        return ", ".join([f"W{self.bits['weight']}A{self.bits['activation']}", *others])
+
+    @property
+    def seeds_text(self) -> str:
+        """The seeds in words, for example ``seeds 0, 1, 2``."""
+        word = "seed" if len(self.seeds) == 1 else "seeds"
+        return f"{word} {', '.join(map(str, self.seeds))}"
+
+
+def load_measurements(runs: Sequence[Path]) -> Measurements:
+    """Read the measurements of run folders and aggregate them over the seeds.
+
+    Args:
+        runs: One run folder, or several that differ only in seed.
+
+    Returns:
+        Rows in a fixed order: plain QAT before DivQAT, pool "in" before "ood", soft before hard.
+
+    Raises:
+        ConfigError: A folder holds no measurement, a file is damaged, two runs differ in more than
+            the seed, a seed occurs twice, or an attack was not on the graph that was measured.
+    """
+    if not runs:
+        raise ConfigError("no run folder was given; name at least one")
+    records = [record for run in runs for record in read_records(Path(run))]
+    require_equal(records, ("data", "model", "bits"))
+    victims = [record for record in records if record["kind"] == "victim"]
+    thefts = [record for record in records if record["kind"] == "extraction"]
+    require_equal(victims, ("images",))
+    # An attack is the same for all victims: without that the comparison would mean nothing.
+    for group in _grouped(thefts, "pool", "labels").values():
+        require_equal(group, _ATTACK_SETTINGS)
+    measurements = Measurements(
+        data=records[0]["data"],
+        model=records[0]["model"],
+        bits=records[0]["bits"],
+        seeds=tuple(sorted({record["seed"] for record in records})),
+        executors=tuple(sorted({record["executor"] for record in victims})),
+        victims=tuple(_victim_row(g) for g in _grouped(victims, "victim").values()),
+        extractions=tuple(
+            _extraction_row(g) for g in _grouped(thefts, "victim", "pool", "labels").values()
+        ),
+    )
+    _require_same_graphs(victims, thefts)
+    return measurements
+
+
+def _grouped(records: Sequence[Record], *keys: str) -> dict[tuple[str, ...], list[Record]]:
+    groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
+    for record in records:
+        groups[tuple(record[key] for key in keys)].append(record)
+    return dict(sorted(groups.items(), key=lambda item: [_rank(name) for name in item[0]]))
+
+
+def _rank(name: str) -> tuple[int, str]:
+    return (_ORDER.index(name) if name in _ORDER else len(_ORDER), name)
+
+
+def _by_seed(group: Sequence[Record], key: str) -> dict[int, Any]:
+    return {record["seed"]: record[key] for record in group}
+
+
+def _stat(group: Sequence[Record], key: str) -> Stat:
+    return Stat.of(_by_seed(group, key))
+
+
+def _optional_stat(group: Sequence[Record], key: str) -> Stat | None:
+    known = {seed: value for seed, value in _by_seed(group, key).items() if value is not None}
+    return Stat.of(known) if known else None
+
+
+def _require_distinct_seeds(group: Sequence[Record]) -> None:
+    seen: dict[int, Path] = {}
+    for record in group:
+        first = seen.setdefault(record["seed"], record.path)
+        if first is not record.path:
+            raise ConfigError(
+                f"{record.path}: seed {record['seed']} was already read from {first}; "
+                "name each run once and give every run its own seed"
+            )
+
+
+def _require_same_graphs(victims: Sequence[Record], thefts: Sequence[Record]) -> None:
+    measured = {(record["victim"], record["seed"]): record for record in victims}
+    for theft in thefts:
+        victim = measured.get((theft["victim"], theft["seed"]))
+        if victim is not None and victim["graph_sha256"] != theft["graph_sha256"]:
+            raise ConfigError(
+                f"{theft.path}: graph_sha256 is not that of {victim.path}, so another graph was "
+                "attacked than was measured; attack this one again"
+            )
+
+
+def _victim_row(group: Sequence[Record]) -> VictimRow:
+    require_equal(group, ("method", "parameters"))
+    _require_distinct_seeds(group)
+    return VictimRow(
+        victim=group[0]["victim"],
+        method=group[0]["method"],
+        images=group[0]["images"],
+        parameters=group[0]["parameters"],
+        float_accuracy=_stat(group, "accuracy.float"),
+        brevitas_accuracy=_stat(group, "accuracy.brevitas"),
+        qonnx_accuracy=_stat(group, "accuracy.qonnx"),
+        calibration_error=_stat(group, "calibration_error"),
+        labels_differing=sum(r["brevitas_vs_qonnx.labels_differing"] for r in group),
+        images_differing=sum(r["brevitas_vs_qonnx.images_differing"] for r in group),
+        max_abs_difference=max(r["brevitas_vs_qonnx.max_abs_difference"] for r in group),
+        graphs=_by_seed(group, "graph_sha256"),
+    )
+
+
+def _extraction_row(group: Sequence[Record]) -> ExtractionRow:
+    _require_distinct_seeds(group)
+    return ExtractionRow(
+        victim=group[0]["victim"],
+        pool=group[0]["pool"],
+        labels=group[0]["labels"],
+        settings={key: group[0][key] for key in _ATTACK_SETTINGS},
+        accuracy=_stat(group, "accuracy"),
+        fidelity=_stat(group, "fidelity"),
+        kl=_optional_stat(group, "query_set.kl_to_float"),
+        entropy=_optional_stat(group, "query_set.entropy"),
+        graphs=_by_seed(group, "graph_sha256"),
+    )

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The QAT loop: full precision, calibration, quantization-aware training, checkpoints, resumption."""
+
+from __future__ import annotations
+
+from brevitas_divqat.training.checkpoint import (
+    CheckpointInfo,
+    is_finished,
+    load_checkpoint,
+    save_checkpoint,
+)
+from brevitas_divqat.training.config import FitConfig, TrainingConfig
+from brevitas_divqat.training.fit import Criterion, FitResult, cross_entropy, fit
+from brevitas_divqat.training.recipe import (
+    Method,
+    calibrate,
+    load_float_state,
+    train_float,
+    train_quantized,
+)
+
+__all__ = [
+    "CheckpointInfo",
+    "Criterion",
+    "FitConfig",
+    "FitResult",
+    "Method",
+    "TrainingConfig",
+    "calibrate",
+    "cross_entropy",
+    "fit",
+    "is_finished",
+    "load_checkpoint",
+    "load_float_state",
+    "save_checkpoint",
+    "train_float",
+    "train_quantized",
+]

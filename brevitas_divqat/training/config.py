@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Settings of one training, and of the victim's two trainings."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from brevitas_divqat.data import Augmentation
+from brevitas_divqat.errors import ConfigError
+
+__all__ = ["Device", "FitConfig", "FloatPrecision", "Optimizer", "TrainingConfig"]
+
+Optimizer = Literal["adam", "sgd"]
+Device = Literal["auto", "cpu", "cuda"]
+FloatPrecision = Literal["32-true", "bf16-mixed"]
+
+
+def check_choice(name: str, value: object, choices: object) -> None:
+    """Raise ConfigError unless ``value`` is one of the literal type's ``choices``."""
+    if value not in get_args(choices):
+        raise ConfigError(f"{name} is {value!r}: choose from {list(get_args(choices))}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ConfigError unless ``value`` is a finite number above 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"{name} is {value}: it must be more than 0")
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Settings of one training.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images per step; the last, smaller batch of an epoch is left out.
+        lr: learning rate at the first step; falls to 0 along a cosine.
+        optimizer: ``"adam"``, or ``"sgd"`` with Nesterov momentum 0.9.
+        weight_decay: L2 penalty.
+        augmentation: ``"none"``, ``"shift"`` or ``"shift-flip"``.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        precision: ``"32-true"`` or ``"bf16-mixed"``, as Lightning Fabric names them.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    epochs: int
+    batch_size: int = 128
+    lr: float = 1e-3
+    optimizer: Optimizer = "adam"
+    weight_decay: float = 0.0
+    augmentation: Augmentation = "none"
+    device: Device = "auto"
+    precision: FloatPrecision = "32-true"
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ConfigError(f"epochs is {self.epochs}: it must be 1 or more")
+        if self.batch_size < 2:
+            raise ConfigError(f"batch_size is {self.batch_size}: BatchNorm needs 2 or more")
+        check_positive("lr", self.lr)
+        check_choice("optimizer", self.optimizer, Optimizer)
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ConfigError(f"weight_decay is {self.weight_decay}: it must be 0 or more")
+        check_choice("augmentation", self.augmentation, Augmentation)
+        check_choice("device", self.device, Device)
+        check_choice("precision", self.precision, FloatPrecision)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Training of the victim: first in full precision, then quantized from those weights.
+
+    Args:
+        float_epochs: epochs in full precision.
+        epochs: epochs of quantization-aware training.
+        batch_size: images per step.
+        float_lr: first learning rate in full precision.
+        lr: first learning rate of quantization-aware training.
+        weight_decay: L2 penalty of both trainings.
+        calibration_images: training images that the activation scales start from.
+        augment: vary the training images as suits the data set.
+        device: auto, cpu or cuda.
+        precision: 32-true or bf16-mixed.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    float_epochs: int = 20
+    epochs: int = 20
+    batch_size: int = 128
+    float_lr: float = 2e-3
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    calibration_images: int = 2048
+    augment: bool = True
+    device: Device = "auto"
+    precision: FloatPrecision = "32-true"
+
+    def __post_init__(self) -> None:
+        if self.float_epochs < 1:
+            raise ConfigError(f"float_epochs is {self.float_epochs}: it must be 1 or more")
+        check_positive("float_lr", self.float_lr)
+        if self.calibration_images < 1:
+            raise ConfigError(
+                f"calibration_images is {self.calibration_images}: it must be 1 or more"
+            )
+        self.fit_config(quantized=True, augmentation="none")
+
+    def fit_config(self, *, quantized: bool, augmentation: Augmentation) -> FitConfig:
+        """Return the settings of one of the two trainings."""
+        return FitConfig(
+            epochs=self.epochs if quantized else self.float_epochs,
+            batch_size=self.batch_size,
+            lr=self.lr if quantized else self.float_lr,
+            weight_decay=self.weight_decay,
+            augmentation=augmentation if self.augment else "none",
+            device=self.device,
+            precision=self.precision,
+        )

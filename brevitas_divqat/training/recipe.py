@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The victim's training: full precision first, then quantized from those weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from brevitas_divqat.data import Dataset
+from brevitas_divqat.errors import CheckpointError
+from brevitas_divqat.loss import DivQATLoss, LossConfig
+from brevitas_divqat.models import ModelConfig, build
+from brevitas_divqat.progress import Progress, silent
+from brevitas_divqat.seeding import generator, seeded
+from brevitas_divqat.training.checkpoint import (
+    CheckpointInfo,
+    is_finished,
+    load_checkpoint,
+    save_checkpoint,
+)
+from brevitas_divqat.training.config import TrainingConfig
+from brevitas_divqat.training.fit import Criterion, cross_entropy, fit, to_input
+
+__all__ = ["Method", "calibrate", "load_float_state", "train_float", "train_quantized"]
+
+Method = Literal["qat", "divqat"]
+
+CALIBRATION_BATCH = 256
+
+
+def train_float(
+    model_config: ModelConfig,
+    training: TrainingConfig,
+    dataset: Dataset,
+    folder: Path,
+    *,
+    seed: int,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> nn.Module:
+    """Train the full-precision twin and write its checkpoint to ``folder``.
+
+    With ``resume``, a finished model is loaded and an unfinished training goes on.
+    """
+    if resume and is_finished(folder):
+        return load_checkpoint(folder)[0]
+    with seeded(seed, "initialisation"):
+        model = build(
+            model_config.model,
+            dataset.image_shape,
+            dataset.num_classes,
+            precision=None,
+            width=model_config.width,
+        )
+    _fit_and_save(
+        model,
+        cross_entropy,
+        "float",
+        {"name": "float"},
+        model_config,
+        training,
+        dataset,
+        folder,
+        seed=seed,
+        resume=resume,
+        progress=progress,
+    )
+    return model
+
+
+def train_quantized(
+    method: Method,
+    reference: nn.Module,
+    model_config: ModelConfig,
+    training: TrainingConfig,
+    loss: LossConfig,
+    dataset: Dataset,
+    folder: Path,
+    *,
+    seed: int,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> nn.Module:
+    """Train the quantized network from the full-precision weights; write its checkpoint.
+
+    Args:
+        method: ``"qat"`` (cross-entropy) or ``"divqat"`` (`DivQATLoss`); nothing else differs.
+        reference: the full-precision twin; unchanged.
+        model_config: architecture and bit widths.
+        training: epochs and so on.
+        loss: settings of `DivQATLoss`; for ``"qat"`` only its label smoothing counts.
+        dataset: training and validation images.
+        folder: where the checkpoint goes.
+        seed: the same for both methods, so that they see the same batches.
+        resume: load a finished model, go on with an unfinished training.
+        progress: shows the epochs.
+
+    Returns:
+        The quantized network, on the CPU, in evaluation mode.
+    """
+    if resume and is_finished(folder):
+        return load_checkpoint(folder)[0]
+    model = build(
+        model_config.model,
+        dataset.image_shape,
+        dataset.num_classes,
+        precision=model_config.precision,
+        width=model_config.width,
+    )
+    load_float_state(model, reference.state_dict())
+    order = torch.randperm(len(dataset.train), generator=generator(seed, "calibration"))
+    calibrate(model, dataset.train.images[order[: training.calibration_images].numpy()])
+    options = asdict(loss) | ({"alpha": 0.0} if method == "qat" else {})
+    criterion = DivQATLoss(reference, **options)
+    described = asdict(loss) if method == "divqat" else {"label_smoothing": loss.label_smoothing}
+    _fit_and_save(
+        model,
+        criterion,
+        method,
+        {"name": method, **described},
+        model_config,
+        training,
+        dataset,
+        folder,
+        seed=seed,
+        resume=resume,
+        progress=progress,
+    )
+    return model
+
+
+def load_float_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load full-precision weights into the quantized network of the same architecture, in place.
+
+    Raises:
+        CheckpointError: if anything but the quantizers' own scales is missing or left over.
+    """
+    result = model.load_state_dict(state, strict=False)
+    missing = [key for key in result.missing_keys if not key.endswith("scaling_impl.value")]
+    if missing or result.unexpected_keys:
+        raise CheckpointError(
+            f"the full-precision weights are of another network: missing {missing}, unexpected "
+            f"{result.unexpected_keys}"
+        )
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, images: NDArray[np.uint8]) -> None:
+    """Set the activation scales of a quantized network, in place.
+
+    The scales start from statistics of the full-precision activations, averaged over the batches;
+    training learns them from there.
+
+    Args:
+        model: holds full-precision weights.
+        images: (N, C, H, W) uint8, of the training images.
+    """
+    from brevitas.graph.calibrate import calibration_mode
+
+    model.eval()
+    with calibration_mode(model):
+        for start in range(0, len(images), CALIBRATION_BATCH):
+            batch = torch.from_numpy(images[start : start + CALIBRATION_BATCH])
+            model(to_input(batch))
+
+
+def _fit_and_save(
+    model: nn.Module,
+    criterion: Criterion,
+    name: str,
+    method: dict[str, object],
+    model_config: ModelConfig,
+    training: TrainingConfig,
+    dataset: Dataset,
+    folder: Path,
+    *,
+    seed: int,
+    resume: bool,
+    progress: Progress,
+) -> None:
+    quantized = name != "float"
+    result = fit(
+        model,
+        criterion,
+        dataset.train.images,
+        dataset.train.labels,
+        config=training.fit_config(quantized=quantized, augmentation=dataset.augmentation),
+        seed=seed,
+        validation=dataset.validation,
+        folder=folder,
+        resume=resume,
+        progress=progress,
+        name=name,
+    )
+    info = CheckpointInfo(
+        model=model_config.model,
+        width=model_config.width,
+        precision=model_config.precision if quantized else None,
+        image_shape=dataset.image_shape,
+        class_names=dataset.class_names,
+        data=dataset.name,
+        method=method,
+        seed=seed,
+        best_epoch=result.best_epoch,
+        validation_accuracy=result.validation_accuracy,
+        history=[dict(record) for record in result.history],
+    )
+    save_checkpoint(folder, model, info)

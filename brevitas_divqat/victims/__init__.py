@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The victim: all that a thief may touch of a deployed network."""
+
+from __future__ import annotations
+
+from brevitas_divqat.victims.interface import OutputInterface
+from brevitas_divqat.victims.victim import QueryInterface, Victim
+
+__all__ = ["OutputInterface", "QueryInterface", "Victim"]
