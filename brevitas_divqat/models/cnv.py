@@ -34,7 +34,11 @@ class CNV(nn.Module):
     """
 
     def __init__(
-        self, image_shape: tuple[int, int, int], num_classes: int, layers: Layers, width: float = 1.0
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        layers: Layers,
+        width: float = 1.0,
     ) -> None:
         super().__init__()
         channels, height, across = image_shape

@@ -15,7 +15,15 @@ from torch import nn
 
 from brevitas_divqat.errors import ConfigError
 
-__all__ = ["MAX_BITS", "MIN_BITS", "FloatLayers", "Layers", "Precision", "QuantLayers", "WeightScale"]
+__all__ = [
+    "MAX_BITS",
+    "MIN_BITS",
+    "FloatLayers",
+    "Layers",
+    "Precision",
+    "QuantLayers",
+    "WeightScale",
+]
 
 MIN_BITS, MAX_BITS = 2, 8
 WeightScale = Literal["channel", "tensor"]

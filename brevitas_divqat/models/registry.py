@@ -28,7 +28,9 @@ def register_model(name: str, builder: Builder, *, force: bool = False) -> None:
         ConfigError: if the name is taken and ``force`` is not given.
     """
     if name in MODELS and not force:
-        raise ConfigError(f"a model named {name!r} is registered already: pass force=True to replace")
+        raise ConfigError(
+            f"a model named {name!r} is registered already: pass force=True to replace"
+        )
     MODELS[name] = builder
 
 

@@ -168,9 +168,7 @@ class _Run:
         self.seed = seed
         self.images = torch.from_numpy(images)
         self.targets = torch.from_numpy(targets)
-        self.fabric = Fabric(
-            accelerator=config.device, devices=1, precision=config.precision
-        )
+        self.fabric = Fabric(accelerator=config.device, devices=1, precision=config.precision)
         self.wrapped, self.optimizer = self.fabric.setup(model, _optimizer(model, config))
         if isinstance(criterion, nn.Module):
             criterion.to(self.fabric.device).train()
@@ -267,9 +265,7 @@ class _Run:
 
 def _optimizer(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
     if config.optimizer == "adam":
-        return torch.optim.Adam(
-            model.parameters(), lr=config.lr, weight_decay=config.weight_decay
-        )
+        return torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.SGD(
         model.parameters(),
         lr=config.lr,

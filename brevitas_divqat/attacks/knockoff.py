@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""KnockoffNets: train a surrogate on a victim's answers about natural images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+
+from brevitas_divqat.attacks.base import (
+    AttackConfig,
+    Extraction,
+    Labels,
+    Transcript,
+    ask,
+    check_thief,
+    training_targets,
+)
+from brevitas_divqat.data import Augmentation
+from brevitas_divqat.models import build
+from brevitas_divqat.progress import Progress, Show, silent
+from brevitas_divqat.seeding import derive_seed, generator, seeded
+from brevitas_divqat.training import cross_entropy, fit
+from brevitas_divqat.training.augmentation import augment
+from brevitas_divqat.training.fit import to_input
+from brevitas_divqat.victims import QueryInterface
+
+__all__ = ["KnockoffNets"]
+
+ACTIONS = 30
+"""Clusters of the pool among which the adaptive policy chooses."""
+POLICY_BATCH = 64
+"""Images per step of the adaptive policy."""
+POLICY_LR = 1.0
+"""Step size of the gradient bandit on rewards in [0, 1], averaged over a batch."""
+REWARD_WINDOW = 2_000
+"""Answers over which the adaptive policy averages: Delta in the paper's diversity reward."""
+CLUSTERING_IMAGES = 10_000
+CLUSTERING_FEATURES = 32
+
+
+class KnockoffNets:
+    """KnockoffNets (Orekondy, Schiele, Fritz, CVPR 2019, arXiv 1812.02766).
+
+    The surrogate minimises the cross-entropy to the victim's answers (Eq. 1 there, soft labels), or
+    to their arg max (hard labels). Policies: ``random`` draws from the pool without replacement
+    (Sec. 4.1.1); ``adaptive`` is a gradient bandit over groups of images, rewarded for certainty,
+    diversity and loss (Sec. 4.1.2, Eqs. 3-5).
+
+    Deviations: the adaptive policy's groups are k-means clusters of the pool's pixels, since the
+    pool has no labels; it draws batches rather than single images; rewards are scaled to [0, 1] by
+    their running range. A thief with more queries than images goes through the pool again with
+    shifted copies.
+
+    Args:
+        config: the thief's resources and choices.
+        labels: what of an answer is used: ``"soft"`` or ``"hard"``.
+        augmentation: how the thief varies images of this domain in training.
+    """
+
+    def __init__(
+        self, config: AttackConfig, *, labels: Labels, augmentation: Augmentation = "none"
+    ) -> None:
+        self.config = config
+        self.labels = labels
+        self.augmentation = augmentation
+
+    def __call__(
+        self,
+        victim: QueryInterface,
+        pool: NDArray[np.uint8],
+        *,
+        seed: int,
+        progress: Progress = silent,
+    ) -> Extraction:
+        """Spend the budget on ``victim`` and train a surrogate.
+
+        Args:
+            victim: all that the thief sees of the network.
+            pool: (N, C, H, W) uint8, the thief's unlabelled images.
+            seed: of the choice of images, the surrogate's weights and its training.
+            progress: shows queries and epochs.
+
+        Returns:
+            The surrogate and the transcript.
+
+        Raises:
+            ConfigError: if the budget or the interface does not allow the attack.
+            DataError: if the pool does not fit the victim.
+        """
+        check_thief(victim, pool, self.config, self.labels)
+        choose = {"random": _random_policy, "adaptive": _adaptive_policy}[self.config.policy]
+        with progress("queries", self.config.budget) as show:
+            transcript = choose(self, victim, pool, seed, show)
+        surrogate = self._new_surrogate(victim, seed)
+        images, targets = transcript.images, self._targets(victim, transcript.answers)
+        if len(images) == 1:  # BatchNorm needs two
+            images, targets = images.repeat(2, axis=0), targets.repeat(2, axis=0)
+        result = fit(
+            surrogate,
+            cross_entropy,
+            images,
+            targets,
+            config=self.config.fit_config(self.augmentation, len(images)),
+            seed=derive_seed(seed, "surrogate"),
+            progress=progress,
+            name="surrogate",
+        )
+        return Extraction(surrogate, transcript, [dict(record) for record in result.history])
+
+    def _new_surrogate(self, victim: QueryInterface, seed: int) -> nn.Module:
+        with seeded(seed, "surrogate initialisation"):
+            return build(
+                self.config.surrogate,
+                victim.image_shape,
+                victim.num_classes,
+                precision=None,
+                width=self.config.surrogate_width,
+            )
+
+    def _targets(self, victim: QueryInterface, answers: NDArray[np.float64]) -> NDArray[Any]:
+        return training_targets(answers, victim.interface, self.labels)
+
+
+class _Drawer:
+    """Draws images from one group without replacement, then again as shifted copies."""
+
+    def __init__(self, images: NDArray[np.uint8], seed: int, group: int) -> None:
+        self._images = images
+        self._generator = generator(seed, "queries", group)
+        self._order: list[int] = []
+        self._round = 0
+
+    def draw(self, count: int) -> NDArray[np.uint8]:
+        """Return the next ``count`` images."""
+        parts = []
+        while count > 0:
+            if not self._order:
+                self._order = torch.randperm(len(self._images), generator=self._generator).tolist()
+                self._round += 1
+            chosen, self._order = self._order[:count], self._order[count:]
+            count -= len(chosen)
+            batch = self._images[chosen]
+            if self._round > 1:
+                batch = augment(torch.from_numpy(batch), "shift", self._generator).numpy()
+            parts.append(batch)
+        return np.concatenate(parts)
+
+
+def _random_policy(
+    attack: KnockoffNets,
+    victim: QueryInterface,
+    pool: NDArray[np.uint8],
+    seed: int,
+    show: Show,
+) -> Transcript:
+    images = _Drawer(pool, seed, 0).draw(attack.config.budget)
+    return Transcript(images, ask(victim, images, show))
+
+
+def _adaptive_policy(
+    attack: KnockoffNets,
+    victim: QueryInterface,
+    pool: NDArray[np.uint8],
+    seed: int,
+    show: Show,
+) -> Transcript:
+    """Sec. 4.1.2: prefer groups whose answers are certain, diverse, and new to the surrogate."""
+    groups = _cluster(pool, seed)
+    drawers = [_Drawer(pool[groups == g], seed, g) for g in range(groups.max() + 1)]
+    bandit = _GradientBandit(len(drawers), seed)
+    rewards = _Rewards(victim.num_classes)
+    learner = _OnlineSurrogate(attack._new_surrogate(victim, seed), attack.config.surrogate_lr)
+    images: list[NDArray[np.uint8]] = []
+    answers: list[NDArray[np.float64]] = []
+    left = attack.config.budget
+    while left > 0:
+        actions = np.sort(bandit.choose(min(POLICY_BATCH, left)))
+        batch = np.concatenate(
+            [drawers[g].draw(int(n)) for g, n in zip(*np.unique(actions, return_counts=True))]
+        )
+        answer = ask(victim, batch, show)
+        losses = learner.step(batch, attack._targets(victim, answer))
+        soft = training_targets(answer, victim.interface, "soft")
+        bandit.learn(actions, rewards(soft, losses))
+        images.append(batch)
+        answers.append(answer)
+        left -= len(batch)
+    return Transcript(np.concatenate(images), np.concatenate(answers))
+
+
+def _cluster(pool: NDArray[np.uint8], seed: int) -> NDArray[np.int32]:
+    """Group the pool by k-means on its principal components; (N,) group numbers without gaps."""
+    from sklearn.cluster import KMeans
+    from sklearn.decomposition import PCA
+
+    flat = pool.reshape(len(pool), -1)
+    state = np.random.RandomState(derive_seed(seed, "clusters"))
+    sample = flat[state.permutation(len(flat))[:CLUSTERING_IMAGES]].astype(np.float32) / 255
+    features = min(CLUSTERING_FEATURES, *sample.shape)
+    pca = PCA(features, svd_solver="randomized", random_state=state).fit(sample)
+    distinct = len(np.unique(sample, axis=0))
+    means = KMeans(min(ACTIONS, distinct), n_init=1, random_state=state).fit(pca.transform(sample))
+    labels = [
+        means.predict(pca.transform(flat[i : i + CLUSTERING_IMAGES].astype(np.float32) / 255))
+        for i in range(0, len(flat), CLUSTERING_IMAGES)
+    ]
+    return np.unique(np.concatenate(labels), return_inverse=True)[1]
+
+
+class _GradientBandit:
+    """Eq. 3: preferences H, policy softmax(H), rewards compared with their running mean."""
+
+    def __init__(self, actions: int, seed: int) -> None:
+        self._preferences = np.zeros(actions)
+        self._mean, self._count = 0.0, 0
+        self._random = np.random.default_rng(derive_seed(seed, "policy"))
+
+    def _policy(self) -> NDArray[np.float64]:
+        powers = np.exp(self._preferences - self._preferences.max())
+        return powers / powers.sum()
+
+    def choose(self, count: int) -> NDArray[np.int64]:
+        return self._random.choice(len(self._preferences), size=count, p=self._policy())
+
+    def learn(self, actions: NDArray[np.int64], rewards: NDArray[np.float64]) -> None:
+        self._count += len(rewards)
+        self._mean += (rewards - self._mean).sum() / self._count
+        advantage = rewards - self._mean
+        gradient = np.bincount(actions, advantage, minlength=len(self._preferences))
+        gradient -= advantage.sum() * self._policy()
+        self._preferences += POLICY_LR * gradient / len(rewards)
+
+
+class _Rewards:
+    """Eqs. 4 and 5 and the loss, each scaled to [0, 1] by its running range, then averaged."""
+
+    def __init__(self, num_classes: int) -> None:
+        self._recent = np.empty((0, num_classes))
+        self._low = np.full(3, np.inf)
+        self._high = np.full(3, -np.inf)
+
+    def __call__(
+        self, answers: NDArray[np.float32], losses: NDArray[np.float32]
+    ) -> NDArray[np.float64]:
+        self._recent = np.concatenate([self._recent, answers])[-REWARD_WINDOW:]
+        ranked = np.sort(answers, axis=1)
+        certainty = ranked[:, -1] - ranked[:, -2]
+        diversity = np.maximum(0, answers - self._recent.mean(axis=0)).sum(axis=1)
+        raw = np.stack([certainty, diversity, losses], axis=1).astype(np.float64)
+        self._low = np.minimum(self._low, raw.min(axis=0))
+        self._high = np.maximum(self._high, raw.max(axis=0))
+        span = np.where(self._high > self._low, self._high - self._low, 1.0)
+        return ((raw - self._low) / span).mean(axis=1)
+
+
+class _OnlineSurrogate:
+    """The surrogate that the adaptive policy trains along the way, for its loss reward."""
+
+    def __init__(self, model: nn.Module, lr: float) -> None:
+        self._model = model
+        self._optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+
+    def step(self, images: NDArray[np.uint8], targets: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the loss on each image, then train on them."""
+        inputs = to_input(torch.from_numpy(images))
+        wanted = torch.from_numpy(targets)
+        with torch.no_grad():
+            losses = F.cross_entropy(self._model.eval()(inputs), wanted, reduction="none")
+        if len(images) > 1:  # BatchNorm needs two
+            self._optimizer.zero_grad()
+            F.cross_entropy(self._model.train()(inputs), wanted).backward()
+            self._optimizer.step()
+        return losses.numpy()

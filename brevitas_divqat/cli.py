@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The console script `divqat`: subcommands that are plain functions.
+
+Flags, configuration files and help come from the same dataclasses as the Python API. A user's
+mistake prints one line and exits with status 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser, Namespace
+
+from brevitas_divqat import __version__
+from brevitas_divqat.errors import ConfigError, DivQATError
+
+__all__ = ["main"]
+
+
+class _Parser(ArgumentParser):
+    """Spells flags with hyphens; fields of dataclasses have underscores."""
+
+    def format_help(self) -> str:
+        words = super().format_help().split(" ")
+        return " ".join(w.replace("_", "-") if w.lstrip("[").startswith("--") else w for w in words)
+
+
+@dataclass(frozen=True)
+class _Command:
+    """A subcommand: what it does, which groups of settings it takes, its function."""
+
+    help: str
+    groups: tuple[str, ...]
+    function: Callable[[Namespace], None]
+    arguments: Callable[[ArgumentParser], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program's name; those of the process by default.
+
+    Returns:
+        The exit status: 0, or 2 for a user's mistake. (The parser's own errors exit with 2.)
+    """
+    _quieten()
+    try:
+        command, settings = _parse(list(sys.argv[1:] if argv is None else argv))
+        command.function(settings)
+    except DivQATError as error:
+        print(f"divqat: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("divqat: interrupted; what is finished is kept, go on with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _quieten() -> None:
+    """Keep other packages' notes, on which a user of this program cannot act, off the terminal."""
+    warnings.filterwarnings("ignore", category=UserWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+
+def _parse(argv: list[str]) -> tuple[_Command, Namespace]:
+    top = _Parser(prog="divqat", description="Train, export and attack low-bit CNNs with DivQAT.")
+    top.add_argument("--version", action="version", version=f"divqat {__version__}")
+    subcommands = top.add_subcommands(metavar="COMMAND", help="")
+    name = next((a for a in argv if a in COMMANDS), None)
+    for key, command in COMMANDS.items():
+        parser = _Parser(description=command.help)
+        if key == name:  # the others' flags would cost their imports
+            _add_arguments(parser, command, _config_file(argv))
+        subcommands.add_subcommand(key, parser, help=command.help)
+    settings = top.parse_args([_underscored(a) for a in argv])
+    return COMMANDS[settings.subcommand], settings[settings.subcommand]
+
+
+def _underscored(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    flag, equals, value = argument.partition("=")
+    return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+def _config_file(argv: list[str]) -> Path | None:
+    for before, after in zip(argv, [*argv[1:], None], strict=True):
+        if before == "--config" and after is not None:
+            return Path(after)
+        if before.startswith("--config="):
+            return Path(before.partition("=")[2])
+    return None
+
+
+def _groups() -> dict[str, type]:
+    """Name each group of settings by its field in ``RunConfig``."""
+    from brevitas_divqat.attacks import AttackConfig
+    from brevitas_divqat.data import DataConfig
+    from brevitas_divqat.loss import LossConfig
+    from brevitas_divqat.models import ModelConfig
+    from brevitas_divqat.training import TrainingConfig
+    from brevitas_divqat.victims import OutputInterface
+
+    return {
+        "data": DataConfig,
+        "model": ModelConfig,
+        "training": TrainingConfig,
+        "loss": LossConfig,
+        "interface": OutputInterface,
+        "attack": AttackConfig,
+    }
+
+
+def _add_arguments(parser: ArgumentParser, command: _Command, config: Path | None) -> None:
+    command.arguments(parser)
+    if not command.groups:
+        return
+    known = _groups()
+    parser.add_argument("--config", type=Path, help="YAML file of settings; flags override it.")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random but the splits.")
+    for name in command.groups:
+        parser.add_class_arguments(known[name], None)
+    if config is not None:
+        _use_config(parser, command, config, known)
+
+
+def _use_config(
+    parser: ArgumentParser, command: _Command, file: Path, known: dict[str, type]
+) -> None:
+    """Make a file's settings the defaults; those of groups that this command lacks are skipped."""
+    from brevitas_divqat.evaluation import read_yaml
+
+    names = {f.name: group for group, cls in known.items() for f in fields(cls)} | {"seed": ""}
+    chosen = {}
+    for name, value in read_yaml(file).items():
+        key = str(name).replace("-", "_")
+        if key not in names:
+            close = difflib.get_close_matches(key, names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "see `divqat run --help`"
+            raise ConfigError(f"{file}: unknown setting {name!r}: {hint}")
+        if names[key] in ("", *command.groups):
+            chosen[key] = value
+    try:
+        parser.parse_object(chosen, defaults=False, _skip_required=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{file}: {reason}") from error
+    parser.set_defaults(chosen)
+
+
+def _run_config(settings: Namespace, groups: Sequence[str]) -> Any:
+    """Build the ``RunConfig`` of a command from its flat settings."""
+    from brevitas_divqat.evaluation import RunConfig
+
+    known = _groups()
+    parts = {
+        name: known[name](**{f.name: settings[f.name] for f in fields(known[name])})
+        for name in groups
+    }
+    return RunConfig(**parts, seed=settings.seed)
+
+
+def _load(config: Any) -> Any:
+    from brevitas_divqat.data import load
+
+    return load(config.data)
+
+
+def _run(settings: Namespace) -> None:
+    from brevitas_divqat.evaluation import open_folder, run
+    from brevitas_divqat.progress import bar
+
+    config = _run_config(settings, ALL_GROUPS)
+    folder = settings.out or Path("runs") / config.title
+    open_folder(config, folder, resume=settings.resume)
+    run(config, _load(config), folder, progress=bar)
+    _show_report([folder], folder)
+
+
+def _train(settings: Namespace) -> None:
+    from brevitas_divqat.evaluation import METHODS, open_folder, train
+    from brevitas_divqat.progress import bar
+    from brevitas_divqat.training import load_checkpoint
+
+    config = _run_config(settings, TRAIN_GROUPS)
+    folder = settings.out or Path("runs") / config.title
+    open_folder(config, folder, resume=settings.resume)
+    methods = METHODS if settings.method == "both" else (settings.method,)
+    train(config, _load(config), folder, methods, progress=bar)
+    for name in ("float", *methods):
+        info = load_checkpoint(folder / name)[1]
+        print(
+            f"{folder / name}: {100 * (info.validation_accuracy or 0):.2f} % of the validation "
+            f"images (epoch {info.best_epoch})"
+        )
+
+
+def _export(settings: Namespace) -> None:
+    from brevitas_divqat.evaluation import export
+
+    print(export(settings.checkpoint, settings.out))
+
+
+def _attack(settings: Namespace) -> None:
+    from brevitas_divqat.evaluation import attack, measure_victim
+    from brevitas_divqat.executors import ModuleExecutor, ReferenceExecutor
+    from brevitas_divqat.files import make_folder
+    from brevitas_divqat.progress import bar
+    from brevitas_divqat.training import is_finished, load_checkpoint
+
+    config = _run_config(settings, ATTACK_GROUPS)
+    graph = ReferenceExecutor(settings.graph)
+    dataset = _load(config)
+    checkpoint = settings.graph.parent
+    folder = make_folder(settings.out or checkpoint.parent)
+    original = settings.reference or checkpoint.parent / "float"
+    reference = None
+    if settings.reference is not None or is_finished(original):
+        model, info = load_checkpoint(original)
+        reference = ModuleExecutor(
+            model, image_shape=info.image_shape, num_classes=len(info.class_names)
+        )
+    record = attack(
+        graph,
+        config.attack,
+        config.interface,
+        dataset,
+        pool=settings.images,
+        labels=settings.labels,
+        reference=reference,
+        seed=config.seed,
+        folder=folder,
+        progress=bar,
+    )
+    if reference is not None and is_finished(checkpoint):
+        measure_victim(checkpoint, graph, reference, dataset, folder)
+    print(record.read_text(), end="")
+
+
+def _report(settings: Namespace) -> None:
+    _show_report(settings.runs, settings.out or settings.runs[0])
+
+
+def _show_report(runs: Sequence[Path], out: Path) -> None:
+    from rich.console import Console
+
+    from brevitas_divqat.report import load_measurements, tables, verdict, write_report
+
+    measurements = load_measurements(runs)
+    console = Console(soft_wrap=False)
+    for table in tables(measurements):
+        console.print(table)
+    console.print(verdict(measurements), highlight=False)
+    files = write_report(runs, out)
+    console.print(f"\nreport: {files.html}\nplot:   {files.png}", highlight=False, soft_wrap=True)
+
+
+def _out_argument(parser: ArgumentParser, what: str) -> None:
+    parser.add_argument("--out", type=Path, default=None, help=what)
+
+
+def _folder_arguments(parser: ArgumentParser) -> None:
+    _out_argument(parser, "the run's folder; by default runs/ and a name made of the settings.")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on in a folder that holds this run already."
+    )
+
+
+def _train_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--method",
+        type=Literal["qat", "divqat", "both"],
+        default="both",
+        help="which quantized network to train after the full-precision one.",
+    )
+    _folder_arguments(parser)
+
+
+def _export_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="folder of a quantized model.")
+    _out_argument(parser, "the graph's file; by default model.onnx in that folder.")
+
+
+def _attack_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("graph", type=Path, help="a QONNX graph that `divqat export` wrote.")
+    parser.add_argument(
+        "--images",
+        type=Literal["in", "ood"],
+        default="ood",
+        help="the thief's images: of the victim's distribution, or foreign.",
+    )
+    parser.add_argument(
+        "--labels", type=Literal["soft", "hard"], default="soft", help="what of an answer is used."
+    )
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        default=None,
+        help="folder of the full-precision original, for the divergence on the queries; by default "
+        "the run's, if the graph lies in a run's folder.",
+    )
+    _out_argument(parser, "folder of the results; by default the run's that the graph lies in.")
+
+
+def _report_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "runs", type=Path, nargs="+", help="run folders; several may differ in their seed alone."
+    )
+    _out_argument(parser, "folder of report.html and report.png; by default the first run's.")
+
+
+ALL_GROUPS = ("data", "model", "training", "loss", "interface", "attack")
+TRAIN_GROUPS = ALL_GROUPS
+ATTACK_GROUPS = ("data", "interface", "attack")
+
+COMMANDS = {
+    "run": _Command(
+        "Train plain QAT and DivQAT, export both, steal both, print the verdict.",
+        ALL_GROUPS,
+        _run,
+        _folder_arguments,
+    ),
+    "train": _Command(
+        "Train the full-precision network and quantized ones from its weights.",
+        TRAIN_GROUPS,
+        _train,
+        _train_arguments,
+    ),
+    "export": _Command("Write a trained model as a QONNX graph.", (), _export, _export_arguments),
+    "attack": _Command(
+        "Steal a QONNX graph with KnockoffNets.", ATTACK_GROUPS, _attack, _attack_arguments
+    ),
+    "report": _Command(
+        "Render the measurements of one or more runs.", (), _report, _report_arguments
+    ),
+}

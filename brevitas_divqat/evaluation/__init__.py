@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The protocol that turns a configuration into measurements."""
+
+from __future__ import annotations
+
+from brevitas_divqat.evaluation.config import RunConfig, read_yaml
+from brevitas_divqat.evaluation.run import (
+    METHODS,
+    POOLS,
+    attack,
+    export,
+    measure_victim,
+    open_folder,
+    run,
+    train,
+)
+
+__all__ = [
+    "METHODS",
+    "POOLS",
+    "RunConfig",
+    "attack",
+    "export",
+    "measure_victim",
+    "open_folder",
+    "read_yaml",
+    "run",
+    "train",
+]

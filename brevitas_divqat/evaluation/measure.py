@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Measurements of victims and of extractions: one JSON-serialisable record each.
+
+The schema is documented in docs/measurements.md; the report is rendered from these records alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brevitas_divqat.attacks import AttackConfig, Extraction, Labels
+from brevitas_divqat.data import Dataset, Labelled, Pool
+from brevitas_divqat.evaluation import metrics
+from brevitas_divqat.executors import Executor, ModuleExecutor, ReferenceExecutor
+from brevitas_divqat.training import CheckpointInfo
+from brevitas_divqat.victims import OutputInterface
+
+__all__ = ["SCHEMA", "PoolKind", "extraction_record", "victim_record"]
+
+SCHEMA = 1
+PoolKind = Literal["in", "ood"]
+
+
+def victim_record(
+    info: CheckpointInfo,
+    *,
+    graph: ReferenceExecutor,
+    model: ModuleExecutor,
+    reference: Executor,
+    parameters: int,
+    test: Labelled,
+) -> dict[str, Any]:
+    """Measure a victim on the test images: full precision, Brevitas model, deployed graph.
+
+    Args:
+        info: of the victim's checkpoint.
+        graph: the deployed graph.
+        model: the Brevitas model that it was exported from.
+        reference: the full-precision twin.
+        parameters: number of weights.
+        test: the test images, of all victims the same.
+    """
+    started = time.perf_counter()
+    scores = {
+        "float": reference(test.images),
+        "brevitas": model(test.images),
+        "qonnx": graph(test.images),
+    }
+    deployed, trained = scores["qonnx"], scores["brevitas"]
+    return {
+        "schema": SCHEMA,
+        "kind": "victim",
+        "victim": info.method["name"],
+        "method": info.method,
+        "bits": info.bits,
+        "data": info.data,
+        "model": info.model,
+        "width": info.width,
+        "seed": info.seed,
+        "images": len(test),
+        "accuracy": {name: metrics.accuracy(s, test.labels) for name, s in scores.items()},
+        "validation_accuracy": info.validation_accuracy,
+        "best_epoch": info.best_epoch,
+        "brevitas_vs_qonnx": {
+            "labels_differing": int((deployed.argmax(1) != trained.argmax(1)).sum()),
+            "images_differing": int((deployed != trained).any(axis=1).sum()),
+            "max_abs_difference": float(np.abs(deployed - trained).max()),
+        },
+        "calibration_error": metrics.calibration_error(deployed, test.labels),
+        "entropy": metrics.entropy(deployed),
+        "kl_to_float": metrics.kl_divergence(deployed, scores["float"]),
+        "parameters": parameters,
+        "graph_sha256": graph.sha256,
+        "executor": graph.name,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def extraction_record(
+    extraction: Extraction,
+    *,
+    graph: ReferenceExecutor,
+    reference: Executor | None,
+    dataset: Dataset,
+    pool_kind: PoolKind,
+    labels: Labels,
+    interface: OutputInterface,
+    attack: AttackConfig,
+    queries: int,
+    seed: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """Measure a surrogate on the test images, and the victim on what it was asked.
+
+    Args:
+        extraction: what the attack returned.
+        graph: the deployed graph that was attacked.
+        reference: the full-precision original, if it is at hand: for the divergence on the queries.
+        dataset: its test images measure the surrogate.
+        pool_kind: which of the thief's pools was used.
+        labels: what of the answers was used.
+        interface: what the answers showed.
+        attack: the thief's resources and choices.
+        queries: counted by the victim.
+        seed: of the attack.
+        seconds: that the attack took.
+    """
+    pool: Pool = dataset.pools[pool_kind]
+    surrogate = ModuleExecutor(
+        extraction.surrogate, image_shape=graph.image_shape, num_classes=graph.num_classes
+    )
+    test = dataset.test
+    scores = surrogate(test.images)
+    return {
+        "schema": SCHEMA,
+        "kind": "extraction",
+        "victim": graph.metadata.method.get("name", "unknown"),
+        "attack": "knockoff",
+        "policy": attack.policy,
+        "pool": pool_kind,
+        "pool_name": pool.name,
+        "pool_images": len(pool),
+        "labels": labels,
+        "interface": _interface(interface),
+        "queries": queries,
+        "budget": attack.budget,
+        "surrogate": _surrogate(attack),
+        "images": len(test),
+        "accuracy": metrics.accuracy(scores, test.labels),
+        "fidelity": metrics.agreement(scores, graph(test.images)),
+        "query_set": _query_set(extraction.transcript.images, graph, reference),
+        "data": dataset.name,
+        "model": graph.metadata.model,
+        "bits": graph.metadata.bits,
+        "seed": seed,
+        "graph_sha256": graph.sha256,
+        "executor": graph.name,
+        "seconds": seconds,
+    }
+
+
+def _interface(interface: OutputInterface) -> dict[str, Any]:
+    return {
+        "kind": interface.interface,
+        "k": interface.top_k,
+        "decimals": interface.decimals,
+    }
+
+
+def _surrogate(attack: AttackConfig) -> dict[str, Any]:
+    described = {
+        name.removeprefix("surrogate_"): value
+        for name, value in asdict(attack).items()
+        if name.startswith("surrogate_")
+    }
+    return {"model": attack.surrogate, **described}
+
+
+def _query_set(
+    images: NDArray[np.uint8], graph: Executor, reference: Executor | None
+) -> Mapping[str, float | None]:
+    """Compare the victim with its original on the thief's own queries (not counted as queries)."""
+    scores = graph(images)
+    original = None if reference is None else reference(images)
+    return {
+        "kl_to_float": None if original is None else metrics.kl_divergence(scores, original),
+        "entropy": metrics.entropy(scores),
+        "agreement_with_float": None if original is None else metrics.agreement(scores, original),
+    }

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A run: from data to stolen surrogates, in one folder, each step resumable.
+
+::
+
+    RUN/config.yaml  environment.json
+    RUN/float  RUN/qat  RUN/divqat         checkpoints; the last two with model.onnx
+    RUN/surrogates/VICTIM-POOL-LABELS      what the attacks returned
+    RUN/measurements/*.json                one file per measurement
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from brevitas_divqat.attacks import AttackConfig, KnockoffNets, Labels
+from brevitas_divqat.data import Dataset
+from brevitas_divqat.errors import GraphError, RunExists
+from brevitas_divqat.evaluation.config import CONFIG_FILE, RunConfig
+from brevitas_divqat.evaluation.measure import PoolKind, extraction_record, victim_record
+from brevitas_divqat.executors import Executor, ModuleExecutor, ReferenceExecutor
+from brevitas_divqat.export import GraphMetadata, export_qonnx, tool_versions
+from brevitas_divqat.files import make_folder, write_json
+from brevitas_divqat.progress import Progress, silent
+from brevitas_divqat.quant import INPUT_SCALE
+from brevitas_divqat.training import (
+    CheckpointInfo,
+    Method,
+    load_checkpoint,
+    save_checkpoint,
+    train_float,
+    train_quantized,
+)
+from brevitas_divqat.victims import OutputInterface, Victim
+
+__all__ = [
+    "METHODS",
+    "POOLS",
+    "attack",
+    "export",
+    "measure_victim",
+    "open_folder",
+    "run",
+    "train",
+]
+
+METHODS: tuple[Method, ...] = ("qat", "divqat")
+POOLS: tuple[PoolKind, ...] = ("in", "ood")
+GRAPH_FILE = "model.onnx"
+
+
+def open_folder(config: RunConfig, folder: Path, *, resume: bool) -> Path:
+    """Make the run's folder, or check that it is one that may be continued.
+
+    Raises:
+        RunExists: if it holds a run and ``resume`` is not given.
+        ConfigError: if it holds a run with other settings, or cannot be written to.
+    """
+    if (folder / CONFIG_FILE).exists():
+        if not resume:
+            raise RunExists(
+                f"{folder} holds a run already: go on with --resume or choose another --out"
+            )
+        config.check_same(folder)
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise RunExists(f"{folder} is not empty and holds no run: choose another --out")
+    make_folder(folder)
+    config.write(folder)
+    environment = {
+        "versions": tool_versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
+    write_json(folder / "environment.json", environment)
+    return folder
+
+
+def train(
+    config: RunConfig,
+    dataset: Dataset,
+    folder: Path,
+    methods: Sequence[Method] = METHODS,
+    *,
+    progress: Progress = silent,
+) -> None:
+    """Train the full-precision network and, from its weights, one victim per method.
+
+    What is finished in ``folder`` is kept, what is unfinished goes on.
+    """
+    reference = train_float(
+        config.model,
+        config.training,
+        dataset,
+        folder / "float",
+        seed=config.seed,
+        resume=True,
+        progress=progress,
+    )
+    for method in methods:
+        train_quantized(
+            method,
+            reference,
+            config.model,
+            config.training,
+            config.loss,
+            dataset,
+            folder / method,
+            seed=config.seed,
+            resume=True,
+            progress=progress,
+        )
+
+
+def export(checkpoint: Path, path: Path | None = None) -> Path:
+    """Export a finished quantized model.
+
+    Args:
+        checkpoint: its folder.
+        path: the graph's file; ``model.onnx`` beside the checkpoint by default.
+
+    Returns:
+        The graph's file.
+    """
+    model, info = load_checkpoint(checkpoint)
+    metadata = GraphMetadata(
+        image_shape=info.image_shape,
+        pixel_divisor=1 / INPUT_SCALE,
+        class_names=info.class_names,
+        data=info.data,
+        model=info.model,
+        bits=info.bits,
+        method=info.method,
+    )
+    return export_qonnx(model, path or checkpoint / GRAPH_FILE, metadata)
+
+
+def attack(
+    graph: ReferenceExecutor,
+    config: AttackConfig,
+    interface: OutputInterface,
+    dataset: Dataset,
+    *,
+    pool: PoolKind,
+    labels: Labels,
+    reference: Executor | None,
+    seed: int,
+    folder: Path,
+    progress: Progress = silent,
+) -> Path:
+    """Steal one victim once, measure the surrogate, keep both.
+
+    Args:
+        graph: the deployed graph.
+        config: the thief's resources and choices.
+        interface: what the victim shows.
+        dataset: the thief's pools, and the test images that measure the surrogate.
+        pool: which pool the thief owns.
+        labels: what of the answers is used.
+        reference: the full-precision original, if at hand.
+        seed: of the attack.
+        folder: of the run.
+        progress: shows queries and epochs.
+
+    Returns:
+        The measurement's file.
+
+    Raises:
+        GraphError: if the graph is of other images or classes than the data set.
+    """
+    name = f"{graph.metadata.method.get('name', 'victim')}-{pool}-{labels}"
+    _check_fits(graph, dataset)
+    victim = Victim(graph, interface=interface, budget=config.budget)
+    knockoff = KnockoffNets(config, labels=labels, augmentation=dataset.augmentation)
+    started = time.perf_counter()
+    extraction = knockoff(
+        victim,
+        dataset.pools[pool].images,
+        seed=seed,
+        progress=lambda step, total: progress(f"{name}: {step}", total),
+    )
+    record = extraction_record(
+        extraction,
+        graph=graph,
+        reference=reference,
+        dataset=dataset,
+        pool_kind=pool,
+        labels=labels,
+        interface=interface,
+        attack=config,
+        queries=victim.queries,
+        seed=seed,
+        seconds=time.perf_counter() - started,
+    )
+    info = CheckpointInfo(
+        model=config.surrogate,
+        width=config.surrogate_width,
+        precision=None,
+        image_shape=graph.image_shape,
+        class_names=graph.metadata.class_names,
+        data=dataset.name,
+        method={"name": "knockoff", "policy": config.policy, "pool": pool, "labels": labels},
+        seed=seed,
+        best_epoch=config.surrogate_epochs,
+        validation_accuracy=None,
+        history=extraction.history,
+    )
+    save_checkpoint(folder / "surrogates" / name, extraction.surrogate, info)
+    path = _measurement(folder, f"extraction-{name}")
+    write_json(path, record)
+    return path
+
+
+def run(config: RunConfig, dataset: Dataset, folder: Path, *, progress: Progress = silent) -> None:
+    """Train, export, measure and steal {plain QAT, DivQAT}; what is done in ``folder`` is kept.
+
+    Each victim is attacked with both pools and with soft and hard labels, or with hard labels alone
+    where the interface shows nothing else.
+    """
+    train(config, dataset, folder, progress=progress)
+    reference = _executor(load_checkpoint(folder / "float")[0], dataset)
+    labels: tuple[Labels, ...] = ("soft", "hard")
+    if config.interface.interface == "label":
+        labels = ("hard",)
+    for method in METHODS:
+        graph = ReferenceExecutor(export(folder / method))
+        measure_victim(folder / method, graph, reference, dataset, folder)
+        for pool in POOLS:
+            for kind in labels:
+                if not _measurement(folder, f"extraction-{method}-{pool}-{kind}").exists():
+                    attack(
+                        graph,
+                        config.attack,
+                        config.interface,
+                        dataset,
+                        pool=pool,
+                        labels=kind,
+                        reference=reference,
+                        seed=config.seed,
+                        folder=folder,
+                        progress=progress,
+                    )
+
+
+def measure_victim(
+    checkpoint: Path,
+    graph: ReferenceExecutor,
+    reference: Executor,
+    dataset: Dataset,
+    folder: Path,
+) -> None:
+    """Measure a victim on the test images, unless ``folder`` holds that measurement already.
+
+    Args:
+        checkpoint: the folder of the model that the graph was exported from.
+        graph: the deployed graph.
+        reference: the full-precision original.
+        dataset: the test images.
+        folder: of the run.
+    """
+    model, info = load_checkpoint(checkpoint)
+    path = _measurement(folder, f"victim-{info.method['name']}")
+    if path.exists():
+        return
+    record = victim_record(
+        info,
+        graph=graph,
+        model=_executor(model, dataset),
+        reference=reference,
+        parameters=sum(p.numel() for p in model.parameters()),
+        test=dataset.test,
+    )
+    write_json(path, record)
+
+
+def _measurement(folder: Path, name: str) -> Path:
+    return folder / "measurements" / f"{name}.json"
+
+
+def _executor(model: nn.Module, dataset: Dataset) -> ModuleExecutor:
+    return ModuleExecutor(model, image_shape=dataset.image_shape, num_classes=dataset.num_classes)
+
+
+def _check_fits(graph: ReferenceExecutor, dataset: Dataset) -> None:
+    got, expected = (
+        (graph.image_shape, graph.num_classes),
+        (dataset.image_shape, dataset.num_classes),
+    )
+    if got != expected:
+        raise GraphError(
+            f"the graph takes images of shape {got[0]} and has {got[1]} classes, but {dataset.name} "
+            f"has images of shape {expected[0]} and {expected[1]} classes: choose the data set that "
+            "the graph was trained on"
+        )
