@@ -27,8 +27,8 @@ __all__ = ["main"]
 class _Parser(ArgumentParser):
     """Spells flags with hyphens; fields of dataclasses have underscores."""
 
-    def format_help(self) -> str:
-        words = super().format_help().split(" ")
+    def format_help(self, formatter: Any = None) -> str:
+        words = super().format_help(formatter).split(" ")
         return " ".join(w.replace("_", "-") if w.lstrip("[").startswith("--") else w for w in words)
 
 

@@ -13,7 +13,7 @@ __all__ = ["derive_seed", "generator", "seeded"]
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
-    """Derive an independent 32-bit seed for one purpose, e.g. ``derive_seed(0, "order", epoch)``."""
+    """Derive an independent 32-bit seed for a purpose, e.g. ``derive_seed(0, "order", 3)``."""
     return zlib.crc32("/".join(map(str, (seed, *purpose))).encode())
 
 

@@ -181,7 +181,7 @@ def _adaptive_policy(
     while left > 0:
         actions = np.sort(bandit.choose(min(POLICY_BATCH, left)))
         batch = np.concatenate(
-            [drawers[g].draw(int(n)) for g, n in zip(*np.unique(actions, return_counts=True))]
+            [drawers[g].draw(int(n)) for g, n in enumerate(np.bincount(actions)) if n]
         )
         answer = ask(victim, batch, show)
         losses = learner.step(batch, attack._targets(victim, answer))
@@ -193,7 +193,7 @@ def _adaptive_policy(
     return Transcript(np.concatenate(images), np.concatenate(answers))
 
 
-def _cluster(pool: NDArray[np.uint8], seed: int) -> NDArray[np.int32]:
+def _cluster(pool: NDArray[np.uint8], seed: int) -> NDArray[np.int64]:
     """Group the pool by k-means on its principal components; (N,) group numbers without gaps."""
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA

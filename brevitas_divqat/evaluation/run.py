@@ -296,7 +296,7 @@ def _check_fits(graph: ReferenceExecutor, dataset: Dataset) -> None:
     )
     if got != expected:
         raise GraphError(
-            f"the graph takes images of shape {got[0]} and has {got[1]} classes, but {dataset.name} "
-            f"has images of shape {expected[0]} and {expected[1]} classes: choose the data set that "
-            "the graph was trained on"
+            f"the graph takes images of shape {got[0]} and has {got[1]} classes, but "
+            f"{dataset.name} has images of shape {expected[0]} and {expected[1]} classes: choose "
+            "the data set that the graph was trained on"
         )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The divergence between a quantized model and its full-precision original, and the loss built on it.
+"""The divergence of a quantized model from its full-precision original, and the loss built on it.
 
-Everything is computed in log space and in float32 or wider, whatever the dtype of the logits, so that
-saturated outputs and bfloat16 autocast give finite values and gradients.
+Everything is computed in log space and in float32 or wider, whatever the dtype of the logits, so
+that saturated outputs and bfloat16 autocast give finite values and gradients.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def per_sample_divergence(
 ) -> Tensor:
     r"""Compute :math:`T^2 \cdot KL` between two models' softened predictions, sample by sample.
 
-    With :math:`Q = \mathrm{softmax}(z_Q/T)` and :math:`P = \mathrm{softmax}(z_P/T)`, ``"p||q"`` gives
-    :math:`T^2 \sum_j P_j (\log P_j - \log Q_j)` and ``"q||p"`` gives
+    With :math:`Q = \mathrm{softmax}(z_Q/T)` and :math:`P = \mathrm{softmax}(z_P/T)`, ``"p||q"``
+    gives :math:`T^2 \sum_j P_j (\log P_j - \log Q_j)` and ``"q||p"`` gives
     :math:`T^2 \sum_j Q_j (\log Q_j - \log P_j)`.
 
     Args:

@@ -34,8 +34,8 @@ class Uint8ActPerTensorFloat(
 ):
     """8-bit activations, 0 … 255, one learned scale that starts from a percentile.
 
-    The start is the 99.9th percentile of the calibration images rather than Brevitas' 99.999th: with
-    16 levels or fewer, one outlier in a thousand is cheaper clipped than represented.
+    The start is the 99.9th percentile of the calibration images rather than Brevitas' 99.999th:
+    with 16 levels or fewer, one outlier in a thousand is cheaper clipped than represented.
 
     Example:
         >>> from brevitas.nn import QuantReLU

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The QAT loop: full precision, calibration, quantization-aware training, checkpoints, resumption."""
+"""The QAT loop: full precision, calibration, quantized training, checkpoints, resumption."""
 
 from __future__ import annotations
 

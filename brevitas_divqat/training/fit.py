@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from brevitas_divqat.data import Augmentation, Labelled
+from brevitas_divqat.data import Labelled
 from brevitas_divqat.errors import DataError, TrainingDiverged
 from brevitas_divqat.loss import DivQATLoss
 from brevitas_divqat.progress import Progress, silent
