@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,17 @@ from torch import nn
 from brevitas_divqat.data import Augmentation
 from brevitas_divqat.errors import ConfigError, DataError
 from brevitas_divqat.executors import check_images
+from brevitas_divqat.models import MODELS
 from brevitas_divqat.models.registry import check_model
 from brevitas_divqat.progress import Show
 from brevitas_divqat.training import FitConfig
-from brevitas_divqat.training.config import Device, Optimizer
+from brevitas_divqat.training.config import (
+    AugmentationChoice,
+    Device,
+    Optimizer,
+    check_choice,
+    check_positive,
+)
 from brevitas_divqat.victims import OutputInterface, QueryInterface
 
 __all__ = [
@@ -34,6 +41,7 @@ Policy = Literal["random", "adaptive"]
 Labels = Literal["soft", "hard"]
 
 QUERY_BATCH = 1000
+VICTIMS_OWN = "victim"
 
 
 @dataclass(frozen=True)
@@ -43,14 +51,17 @@ class AttackConfig:
     Args:
         policy: KnockoffNets' way to choose images: random or adaptive.
         budget: queries that the thief may ask, 1 or more.
-        surrogate: architecture of the surrogate, in full precision: lenet5 or cnv.
-        surrogate_width: factor on its numbers of channels and features.
+        surrogate: architecture of the surrogate, in full precision: lenet5, cnv, or 'victim' for
+            the victim's own.
+        surrogate_width: factor on its numbers of channels and features; by default the victim's
+            for its own architecture, 1 for another.
         surrogate_epochs: epochs on the answers.
         surrogate_batch: images per step.
         surrogate_optimizer: adam or sgd.
         surrogate_lr: first learning rate.
         surrogate_decay: L2 penalty.
-        surrogate_augment: vary the images, but not the answers, as suits the data set.
+        surrogate_augmentation: variation of the images, but not of the answers, in training; auto
+            is what suits the data set.
         surrogate_device: auto, cpu or cuda.
 
     Raises:
@@ -59,23 +70,47 @@ class AttackConfig:
 
     policy: Policy = "random"
     budget: int = 20_000
-    surrogate: str = "lenet5"
-    surrogate_width: float = 1.0
-    surrogate_epochs: int = 30
+    surrogate: str = VICTIMS_OWN
+    surrogate_width: float | None = None
+    surrogate_epochs: int = 15
     surrogate_batch: int = 64
-    surrogate_optimizer: Optimizer = "adam"
-    surrogate_lr: float = 2e-3
-    surrogate_decay: float = 0.0
-    surrogate_augment: bool = True
+    surrogate_optimizer: Optimizer = "sgd"
+    surrogate_lr: float = 0.05
+    surrogate_decay: float = 5e-4
+    surrogate_augmentation: AugmentationChoice = "auto"
     surrogate_device: Device = "auto"
 
     def __post_init__(self) -> None:
-        if self.policy not in get_args(Policy):
-            raise ConfigError(f"policy is {self.policy!r}: choose from {list(get_args(Policy))}")
+        check_choice("policy", self.policy, Policy)
         if self.budget < 1:
             raise ConfigError(f"the query budget is {self.budget}: it must be 1 or more")
-        check_model(self.surrogate, self.surrogate_width)
+        if self.surrogate != VICTIMS_OWN:
+            check_model(self.surrogate, self.width)
+        elif self.surrogate_width is not None:
+            check_positive("surrogate_width", self.surrogate_width)
+        check_choice("surrogate_augmentation", self.surrogate_augmentation, AugmentationChoice)
         self.fit_config("none", self.budget)
+
+    @property
+    def width(self) -> float:
+        """The surrogate's width factor."""
+        return 1.0 if self.surrogate_width is None else self.surrogate_width
+
+    def knowing(self, model: str, width: float) -> AttackConfig:
+        """Return these settings with the victim's architecture in place of ``victim``.
+
+        Raises:
+            ConfigError: if that architecture is not one of ``MODELS``.
+        """
+        if self.surrogate != VICTIMS_OWN:
+            return replace(self, surrogate_width=self.width)
+        if model not in MODELS:
+            raise ConfigError(
+                f"the victim's architecture is {model!r}: choose the surrogate's with --surrogate "
+                f"from {sorted(MODELS)}"
+            )
+        own = width if self.surrogate_width is None else self.surrogate_width
+        return replace(self, surrogate=model, surrogate_width=own)
 
     def fit_config(self, augmentation: Augmentation, images: int) -> FitConfig:
         """Return the settings of the surrogate's training on ``images`` answered images."""
@@ -85,7 +120,9 @@ class AttackConfig:
             lr=self.surrogate_lr,
             optimizer=self.surrogate_optimizer,
             weight_decay=self.surrogate_decay,
-            augmentation=augmentation if self.surrogate_augment else "none",
+            augmentation=augmentation
+            if self.surrogate_augmentation == "auto"
+            else self.surrogate_augmentation,
             device=self.surrogate_device,
         )
 
@@ -143,12 +180,16 @@ def check_thief(
     """Check once, before the first query, that an attack can be carried out.
 
     Raises:
-        ConfigError: if the victim's budget is below the thief's, or soft labels are asked of an
-            interface that shows none.
+        ConfigError: if the victim's budget is below the thief's, soft labels are asked of an
+            interface that shows none, or the surrogate is not named.
         DataError: if the pool is empty or its images do not fit the victim.
     """
-    if labels not in get_args(Labels):
-        raise ConfigError(f"labels are {labels!r}: choose from {list(get_args(Labels))}")
+    check_choice("labels", labels, Labels)
+    if config.surrogate == VICTIMS_OWN:
+        raise ConfigError(
+            "surrogate is 'victim', which only the evaluation can resolve: name an architecture, "
+            f"one of {sorted(MODELS)}"
+        )
     if labels == "soft" and victim.interface.interface == "label":
         raise ConfigError(
             "labels are 'soft' but the interface 'label' shows none: choose labels 'hard' or "

@@ -37,6 +37,8 @@ POLICY_BATCH = 64
 """Images per step of the adaptive policy."""
 POLICY_LR = 1.0
 """Step size of the gradient bandit on rewards in [0, 1], averaged over a batch."""
+ONLINE_LR = 1e-3
+"""Adam's learning rate for the surrogate that is trained along the way."""
 REWARD_WINDOW = 2_000
 """Answers over which the adaptive policy averages: Delta in the paper's diversity reward."""
 CLUSTERING_IMAGES = 10_000
@@ -93,10 +95,10 @@ class KnockoffNets:
             DataError: if the pool does not fit the victim.
         """
         check_thief(victim, pool, self.config, self.labels)
+        surrogate = self._new_surrogate(victim, seed)  # before a query is spent: it may not fit
         choose = {"random": _random_policy, "adaptive": _adaptive_policy}[self.config.policy]
         with progress("queries", self.config.budget) as show:
             transcript = choose(self, victim, pool, seed, show)
-        surrogate = self._new_surrogate(victim, seed)
         images, targets = transcript.images, self._targets(victim, transcript.answers)
         if len(images) == 1:  # BatchNorm needs two
             images, targets = images.repeat(2, axis=0), targets.repeat(2, axis=0)
@@ -119,7 +121,7 @@ class KnockoffNets:
                 victim.image_shape,
                 victim.num_classes,
                 precision=None,
-                width=self.config.surrogate_width,
+                width=self.config.width,
             )
 
     def _targets(self, victim: QueryInterface, answers: NDArray[np.float64]) -> NDArray[Any]:
@@ -174,7 +176,7 @@ def _adaptive_policy(
     drawers = [_Drawer(pool[groups == g], seed, g) for g in range(groups.max() + 1)]
     bandit = _GradientBandit(len(drawers), seed)
     rewards = _Rewards(victim.num_classes)
-    learner = _OnlineSurrogate(attack._new_surrogate(victim, seed), attack.config.surrogate_lr)
+    learner = _OnlineSurrogate(attack._new_surrogate(victim, seed))
     images: list[NDArray[np.uint8]] = []
     answers: list[NDArray[np.float64]] = []
     left = attack.config.budget
@@ -261,9 +263,9 @@ class _Rewards:
 class _OnlineSurrogate:
     """The surrogate that the adaptive policy trains along the way, for its loss reward."""
 
-    def __init__(self, model: nn.Module, lr: float) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+        self._optimizer = torch.optim.Adam(model.parameters(), lr=ONLINE_LR)
 
     def step(self, images: NDArray[np.uint8], targets: NDArray[Any]) -> NDArray[np.float32]:
         """Return the loss on each image, then train on them."""

@@ -137,6 +137,7 @@ def export(checkpoint: Path, path: Path | None = None) -> Path:
         class_names=info.class_names,
         data=info.data,
         model=info.model,
+        width=info.width,
         bits=info.bits,
         method=info.method,
     )
@@ -178,6 +179,7 @@ def attack(
     """
     name = f"{graph.metadata.method.get('name', 'victim')}-{pool}-{labels}"
     _check_fits(graph, dataset)
+    config = config.knowing(graph.metadata.model, graph.metadata.width)
     victim = Victim(graph, interface=interface, budget=config.budget)
     knockoff = KnockoffNets(config, labels=labels, augmentation=dataset.augmentation)
     started = time.perf_counter()
@@ -202,7 +204,7 @@ def attack(
     )
     info = CheckpointInfo(
         model=config.surrogate,
-        width=config.surrogate_width,
+        width=config.width,
         precision=None,
         image_shape=graph.image_shape,
         class_names=graph.metadata.class_names,

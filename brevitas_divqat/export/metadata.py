@@ -32,6 +32,7 @@ class GraphMetadata:
         class_names: one name per score.
         data: name of the data set that it was trained on.
         model: name of the architecture.
+        width: its width factor.
         bits: bit widths, e.g. ``{"weight": 4, "activation": 4, "edge": 8, "input": 8}``.
         method: how it was trained, e.g. ``{"name": "divqat", "alpha": 0.04, …}``.
         versions: of the packages that made it.
@@ -42,6 +43,7 @@ class GraphMetadata:
     class_names: tuple[str, ...]
     data: str = "unknown"
     model: str = "unknown"
+    width: float = 1.0
     bits: dict[str, int] = field(default_factory=dict)
     method: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=tool_versions)

@@ -10,8 +10,16 @@ from typing import Literal, get_args
 from brevitas_divqat.data import Augmentation
 from brevitas_divqat.errors import ConfigError
 
-__all__ = ["Device", "FitConfig", "FloatPrecision", "Optimizer", "TrainingConfig"]
+__all__ = [
+    "AugmentationChoice",
+    "Device",
+    "FitConfig",
+    "FloatPrecision",
+    "Optimizer",
+    "TrainingConfig",
+]
 
+AugmentationChoice = Literal["auto", "none", "shift", "shift-flip"]
 Optimizer = Literal["adam", "sgd"]
 Device = Literal["auto", "cpu", "cuda"]
 FloatPrecision = Literal["32-true", "bf16-mixed"]
@@ -82,7 +90,7 @@ class TrainingConfig:
         lr: first learning rate of quantization-aware training.
         weight_decay: L2 penalty of both trainings.
         calibration_images: training images that the activation scales start from.
-        augment: vary the training images as suits the data set.
+        augmentation: variation of the training images; auto is what suits the data set.
         device: auto, cpu or cuda.
         precision: 32-true or bf16-mixed.
 
@@ -90,14 +98,14 @@ class TrainingConfig:
         ConfigError: if a value is out of range.
     """
 
-    float_epochs: int = 20
-    epochs: int = 20
+    float_epochs: int = 12
+    epochs: int = 12
     batch_size: int = 128
     float_lr: float = 2e-3
     lr: float = 1e-3
     weight_decay: float = 0.0
     calibration_images: int = 2048
-    augment: bool = True
+    augmentation: AugmentationChoice = "auto"
     device: Device = "auto"
     precision: FloatPrecision = "32-true"
 
@@ -109,16 +117,22 @@ class TrainingConfig:
             raise ConfigError(
                 f"calibration_images is {self.calibration_images}: it must be 1 or more"
             )
+        check_choice("augmentation", self.augmentation, AugmentationChoice)
         self.fit_config(quantized=True, augmentation="none")
 
     def fit_config(self, *, quantized: bool, augmentation: Augmentation) -> FitConfig:
-        """Return the settings of one of the two trainings."""
+        """Return the settings of one of the two trainings.
+
+        Args:
+            quantized: whether it is the quantization-aware one.
+            augmentation: what suits the data set.
+        """
         return FitConfig(
             epochs=self.epochs if quantized else self.float_epochs,
             batch_size=self.batch_size,
             lr=self.lr if quantized else self.float_lr,
             weight_decay=self.weight_decay,
-            augmentation=augmentation if self.augment else "none",
+            augmentation=augmentation if self.augmentation == "auto" else self.augmentation,
             device=self.device,
             precision=self.precision,
         )
