@@ -23,6 +23,8 @@ from brevitas_divqat.errors import ConfigError, DivQATError
 
 __all__ = ["main"]
 
+REPORT_COLUMNS = 110
+
 
 class _Parser(ArgumentParser):
     """Spells flags with hyphens; fields of dataclasses have underscores."""
@@ -257,7 +259,8 @@ def _show_report(runs: Sequence[Path], out: Path) -> None:
     from brevitas_divqat.report import load_measurements, tables, verdict, write_report
 
     measurements = load_measurements(runs)
-    console = Console(soft_wrap=False)
+    # Without a terminal rich assumes 80 columns, which the tables outgrow.
+    console = Console(width=None if sys.stdout.isatty() else REPORT_COLUMNS)
     for table in tables(measurements):
         console.print(table)
     console.print(verdict(measurements), highlight=False)

@@ -86,9 +86,12 @@ class TrainingConfig:
         float_epochs: epochs in full precision.
         epochs: epochs of quantization-aware training.
         batch_size: images per step.
+        float_optimizer: adam or sgd, in full precision.
         float_lr: first learning rate in full precision.
+        float_decay: L2 penalty in full precision.
+        optimizer: adam or sgd, of quantization-aware training.
         lr: first learning rate of quantization-aware training.
-        weight_decay: L2 penalty of both trainings.
+        weight_decay: L2 penalty of quantization-aware training.
         calibration_images: training images that the activation scales start from.
         augmentation: variation of the training images; auto is what suits the data set.
         device: auto, cpu or cuda.
@@ -101,7 +104,10 @@ class TrainingConfig:
     float_epochs: int = 12
     epochs: int = 12
     batch_size: int = 128
-    float_lr: float = 2e-3
+    float_optimizer: Optimizer = "sgd"
+    float_lr: float = 0.05
+    float_decay: float = 5e-4
+    optimizer: Optimizer = "adam"
     lr: float = 1e-3
     weight_decay: float = 0.0
     calibration_images: int = 2048
@@ -110,15 +116,16 @@ class TrainingConfig:
     precision: FloatPrecision = "32-true"
 
     def __post_init__(self) -> None:
-        if self.float_epochs < 1:
-            raise ConfigError(f"float_epochs is {self.float_epochs}: it must be 1 or more")
-        check_positive("float_lr", self.float_lr)
         if self.calibration_images < 1:
             raise ConfigError(
                 f"calibration_images is {self.calibration_images}: it must be 1 or more"
             )
         check_choice("augmentation", self.augmentation, AugmentationChoice)
         self.fit_config(quantized=True, augmentation="none")
+        try:
+            self.fit_config(quantized=False, augmentation="none")
+        except ConfigError as error:
+            raise ConfigError(f"in full precision (--float-...), {error}") from error
 
     def fit_config(self, *, quantized: bool, augmentation: Augmentation) -> FitConfig:
         """Return the settings of one of the two trainings.
@@ -131,7 +138,8 @@ class TrainingConfig:
             epochs=self.epochs if quantized else self.float_epochs,
             batch_size=self.batch_size,
             lr=self.lr if quantized else self.float_lr,
-            weight_decay=self.weight_decay,
+            optimizer=self.optimizer if quantized else self.float_optimizer,
+            weight_decay=self.weight_decay if quantized else self.float_decay,
             augmentation=augmentation if self.augmentation == "auto" else self.augmentation,
             device=self.device,
             precision=self.precision,
