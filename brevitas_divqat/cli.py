@@ -172,10 +172,10 @@ def _run_config(settings: Namespace, groups: Sequence[str]) -> Any:
     return RunConfig(**parts, seed=settings.seed)
 
 
-def _load(config: Any) -> Any:
+def _load(config: Any, *, foreign: bool = True) -> Any:
     from brevitas_divqat.data import load
 
-    return load(config.data)
+    return load(config.data, foreign=foreign)
 
 
 def _run(settings: Namespace) -> None:
@@ -198,7 +198,7 @@ def _train(settings: Namespace) -> None:
     folder = settings.out or Path("runs") / config.title
     open_folder(config, folder, resume=settings.resume)
     methods = METHODS if settings.method == "both" else (settings.method,)
-    train(config, _load(config), folder, methods, progress=bar)
+    train(config, _load(config, foreign=False), folder, methods, progress=bar)
     for name in ("float", *methods):
         info = load_checkpoint(folder / name)[1]
         print(
@@ -222,7 +222,7 @@ def _attack(settings: Namespace) -> None:
 
     config = _run_config(settings, ATTACK_GROUPS)
     graph = ReferenceExecutor(settings.graph)
-    dataset = _load(config)
+    dataset = _load(config, foreign=settings.images == "ood")
     checkpoint = settings.graph.parent
     folder = make_folder(settings.out or checkpoint.parent)
     original = settings.reference or checkpoint.parent / "float"

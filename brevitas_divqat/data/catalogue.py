@@ -109,7 +109,7 @@ CATALOGUE: dict[str, Entry] = {
         sizes=Sizes(40_000, 3_000, 17_000, 10_000),
         official_test=True,
         ood="mnist",
-        augmentation="shift-flip",
+        augmentation="none",  # shifts cost LeNet-5 a point in 12 epochs
     ),
     "mnist": Entry(
         read=partial(read_idx, "MNIST"),
@@ -118,7 +118,7 @@ CATALOGUE: dict[str, Entry] = {
         sizes=Sizes(40_000, 3_000, 17_000, 10_000),
         official_test=True,
         ood="fashion-mnist",
-        augmentation="shift",  # a mirrored 2 is no 2
+        augmentation="none",
     ),
     "notmnist": Entry(
         read=read_notmnist,
@@ -127,7 +127,7 @@ CATALOGUE: dict[str, Entry] = {
         sizes=Sizes(5_000, 500, 2_500, 2_000),
         official_test=False,
         ood="mnist",
-        augmentation="shift",
+        augmentation="none",
     ),
 }
 

@@ -21,15 +21,16 @@ SPLIT_SEED = 2025
 """Seed of the one permutation that the splits are cut from; changing it changes every result."""
 
 
-def load(config: DataConfig) -> Dataset:
+def load(config: DataConfig, *, foreign: bool = True) -> Dataset:
     """Load the victim's data set and the pools of its thief.
 
     Args:
         config: which data set, where it is, and which foreign images the thief owns.
+        foreign: load the foreign images too; training needs none.
 
     Returns:
         The data set; ``pools["in"]`` holds images of the same distribution that are in no split,
-        ``pools["ood"]`` foreign ones of the same shape.
+        ``pools["ood"]``, if asked for, foreign ones of the same shape.
 
     Raises:
         DataError: If files are missing or damaged.
@@ -52,10 +53,8 @@ def load(config: DataConfig) -> Dataset:
         train=splits["train"],
         validation=splits["validation"],
         test=_read(config.data, config, "test") if entry.official_test else splits["test"],
-        pools={
-            "in": Pool(config.data, splits["pool"].images),
-            "ood": _foreign_pool(config, entry),
-        },
+        pools={"in": Pool(config.data, splits["pool"].images)}
+        | ({"ood": _foreign_pool(config, entry)} if foreign else {}),
         augmentation=entry.augmentation,
     )
 
