@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brevitas_divqat.data import Labelled
-from brevitas_divqat.errors import DataError, TrainingDiverged
+from brevitas_divqat.errors import ConfigError, DataError, TrainingDiverged
 from brevitas_divqat.loss import DivQATLoss
-from brevitas_divqat.progress import Progress, silent
+from brevitas_divqat.progress import Progress, Show, silent
 from brevitas_divqat.quant import INPUT_SCALE
 from brevitas_divqat.seeding import generator, seeded
 from brevitas_divqat.training.augmentation import augment
@@ -111,6 +111,7 @@ def fit(
         TrainingDiverged: if the loss becomes NaN or infinite; the state of the last good epoch
             stays in ``folder``.
         DataError: if there are fewer images than one batch needs.
+        ConfigError: if the device is not there.
     """
     run = _Run(model, criterion, config, seed, images, targets)
     history: list[dict[str, float]] = []
@@ -123,7 +124,7 @@ def fit(
         show(len(history) * run.steps_per_epoch, "")
         while len(history) < config.epochs:
             epoch = len(history) + 1
-            record = run.train_epoch(epoch, show, name, state_file)
+            record = run.train_epoch(epoch, show, name, state_file, _accuracy_so_far(history))
             if validation is not None:
                 record["validation_accuracy"] = run.evaluate(validation)
                 if record["validation_accuracy"] >= max(
@@ -162,6 +163,8 @@ class _Run:
                 f"{len(images)} training images are fewer than one batch of {config.batch_size}: "
                 "lower the batch size"
             )
+        if config.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("device is 'cuda', but torch finds no GPU: choose 'auto' or 'cpu'")
         self.module = model
         self.criterion = criterion
         self.config = config
@@ -175,7 +178,7 @@ class _Run:
         self.best: tuple[dict[str, Tensor], int] | None = None
 
     def train_epoch(
-        self, epoch: int, show: Callable[[int, str], None], name: str, state_file: Path | None
+        self, epoch: int, show: Show, name: str, state_file: Path | None, accuracy: str
     ) -> dict[str, float]:
         """Take one pass over the images; return means over its steps."""
         order = torch.randperm(len(self.images), generator=generator(self.seed, "order", epoch))
@@ -190,16 +193,15 @@ class _Run:
                 batch = augment(self.images[chosen], self.config.augmentation, varied)
                 loss = self._step(batch, self.targets[chosen], epoch, step)
                 if not torch.isfinite(loss):
-                    kept = f"; the last good state is in {state_file}" if state_file else ""
-                    raise TrainingDiverged(
-                        f"{name}: the loss became {loss.item()} at epoch {epoch}, step {step + 1}: "
-                        f"lower the learning rate or alpha{kept}"
-                    )
+                    raise _diverged(f"the loss became {loss.item()}", name, epoch, step, state_file)
                 for key, value in self._observed(loss).items():
                     sums[key] = sums.get(key, torch.zeros(())) + value.detach().cpu()
                 done = (step + 1) * size
                 speed = done / (time.perf_counter() - started)
-                show(1, f"epoch {epoch} loss {loss.item():.3f} {speed:,.0f} images/s")
+                show(1, f"epoch {epoch} loss {loss.item():.3f} {accuracy}{speed:,.0f} images/s")
+        # The last step's loss was finite, its weights need not be; they must not become the state.
+        if not all(bool(torch.isfinite(p).all()) for p in self.module.parameters()):
+            raise _diverged("weights became infinite", name, epoch, step, state_file)
         seconds = time.perf_counter() - started
         record = {key: value.item() / self.steps_per_epoch for key, value in sums.items()}
         record["images_per_second"] = self.steps_per_epoch * self.config.batch_size / seconds
@@ -261,6 +263,21 @@ class _Run:
             self.best = (weights, info["epoch"])
         self.module.load_state_dict(self.best[0])
         return self.best[1]
+
+
+def _diverged(
+    what: str, name: str, epoch: int, step: int, state_file: Path | None
+) -> TrainingDiverged:
+    kept = f"; the last good state is in {state_file}" if state_file else ""
+    return TrainingDiverged(
+        f"{name}: {what} at epoch {epoch}, step {step + 1}: lower the learning rate or alpha{kept}"
+    )
+
+
+def _accuracy_so_far(history: list[dict[str, float]]) -> str:
+    if not history or "validation_accuracy" not in history[-1]:
+        return ""
+    return f"validation {100 * history[-1]['validation_accuracy']:.1f} % "
 
 
 def _optimizer(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
