@@ -24,6 +24,7 @@ from brevitas_divqat.training.config import (
     Optimizer,
     check_choice,
     check_positive,
+    renamed,
 )
 from brevitas_divqat.victims import OutputInterface, QueryInterface
 
@@ -42,6 +43,14 @@ Labels = Literal["soft", "hard"]
 
 QUERY_BATCH = 1000
 VICTIMS_OWN = "victim"
+SURROGATE_NAMES = {
+    "epochs": "surrogate_epochs",
+    "batch_size": "surrogate_batch",
+    "lr": "surrogate_lr",
+    "optimizer": "surrogate_optimizer",
+    "weight_decay": "surrogate_decay",
+    "device": "surrogate_device",
+}
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,10 @@ class AttackConfig:
         elif self.surrogate_width is not None:
             check_positive("surrogate_width", self.surrogate_width)
         check_choice("surrogate_augmentation", self.surrogate_augmentation, AugmentationChoice)
-        self.fit_config("none", self.budget)
+        try:
+            self.fit_config("none", self.surrogate_batch)
+        except ConfigError as error:
+            raise renamed(error, SURROGATE_NAMES) from error
 
     @property
     def width(self) -> float:

@@ -26,7 +26,7 @@ from brevitas_divqat.progress import Progress, Show, silent
 from brevitas_divqat.seeding import derive_seed, generator, seeded
 from brevitas_divqat.training import cross_entropy, fit
 from brevitas_divqat.training.augmentation import augment
-from brevitas_divqat.training.fit import to_input
+from brevitas_divqat.training.calibration import to_input
 from brevitas_divqat.victims import QueryInterface
 
 __all__ = ["KnockoffNets"]

@@ -15,6 +15,7 @@ from torch import nn
 from brevitas_divqat.errors import ExportError
 from brevitas_divqat.export.metadata import METADATA_KEY, GraphMetadata
 from brevitas_divqat.files import write_bytes
+from brevitas_divqat.training import uncalibrated
 
 __all__ = ["export_qonnx"]
 
@@ -54,12 +55,8 @@ def _on_cpu(model: nn.Module) -> nn.Module:
 
 
 def _check_calibrated(model: nn.Module) -> None:
-    """Refuse scales that were never set: Brevitas would export its placeholder, 1."""
-    names = [
-        name
-        for name, module in model.named_modules()
-        if hasattr(module, "collect_stats_steps") and module.counter == 0
-    ]
+    """Refuse scales without any statistics yet: Brevitas would export its placeholder, 1."""
+    names = [name for name in uncalibrated(model) if model.get_submodule(name).counter == 0]
     if names:
         raise ExportError(
             f"{len(names)} activation quantizers have no scale yet, the first is {names[0]}: "

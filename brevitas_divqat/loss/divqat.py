@@ -130,9 +130,6 @@ class DivQATLoss(nn.Module):
         Raises:
             TypeError: if the inputs are needed and missing.
         """
-        alpha = self.current_alpha() if self.training else 0.0
-        if self.training:
-            self.step += 1
         if self.config.weight == 0 or not self.training:
             loss = F.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)
             self.report = _report(logits, loss, loss.new_zeros(()), 0.0)
@@ -142,6 +139,8 @@ class DivQATLoss(nn.Module):
                 "DivQATLoss was called as criterion(logits, targets): with alpha above 0 call "
                 "criterion(logits, targets, inputs), since the reference needs the model's inputs"
             )
+        alpha = self.current_alpha()
+        self.step += 1
         with torch.no_grad():
             reference_logits = self.reference(inputs)
         terms = divqat_loss(

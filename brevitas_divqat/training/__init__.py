@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from brevitas_divqat.training.calibration import calibrate, uncalibrated
 from brevitas_divqat.training.checkpoint import (
     CheckpointInfo,
     is_finished,
@@ -13,7 +14,6 @@ from brevitas_divqat.training.config import FitConfig, TrainingConfig
 from brevitas_divqat.training.fit import Criterion, FitResult, cross_entropy, fit
 from brevitas_divqat.training.recipe import (
     Method,
-    calibrate,
     load_float_state,
     train_float,
     train_quantized,
@@ -35,4 +35,5 @@ __all__ = [
     "save_checkpoint",
     "train_float",
     "train_quantized",
+    "uncalibrated",
 ]

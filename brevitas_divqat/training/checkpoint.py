@@ -13,6 +13,7 @@ from torch import nn
 from brevitas_divqat.errors import CheckpointError, ConfigError
 from brevitas_divqat.files import write_json
 from brevitas_divqat.models import Precision, build
+from brevitas_divqat.seeding import seeded
 from brevitas_divqat.training.state import read_tensors, write_tensors
 
 __all__ = ["CheckpointInfo", "is_finished", "load_checkpoint", "save_checkpoint"]
@@ -83,15 +84,16 @@ def load_checkpoint(folder: Path) -> tuple[nn.Module, CheckpointInfo]:
     """
     info = _read_info(folder / INFO_FILE)
     try:
-        model = build(
-            info.model,
-            info.image_shape,
-            len(info.class_names),
-            precision=info.precision,
-            width=info.width,
-        )
-    except ConfigError as error:
-        raise CheckpointError(f"{folder / INFO_FILE}: {error}") from error
+        with seeded(0):  # the weights are replaced; the global generator is not to move
+            model = build(
+                info.model,
+                info.image_shape,
+                len(info.class_names),
+                precision=info.precision,
+                width=info.width,
+            )
+    except (ConfigError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder / INFO_FILE} is damaged: {error}; train again") from error
     tensors, _ = read_tensors(folder / WEIGHTS_FILE)
     try:
         model.load_state_dict(tensors)
@@ -107,19 +109,17 @@ def _read_info(path: Path) -> CheckpointInfo:
     try:
         content = json.loads(path.read_text())
         schema = content.pop("schema")
-        if schema != SCHEMA:
-            raise CheckpointError(
-                f"{path} has schema {schema}, this version reads {SCHEMA}: train again"
-            )
         if content["precision"] is not None:
             content["precision"] = Precision(**content["precision"])
         content["image_shape"] = tuple(content["image_shape"])
         content["class_names"] = tuple(content["class_names"])
-        return CheckpointInfo(**content)
+        if schema == SCHEMA:
+            return CheckpointInfo(**content)
     except OSError as error:
         raise CheckpointError(
             f"no finished model in {path.parent} ({error.strerror}: {path.name}): make one with "
             "`divqat train`"
         ) from error
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged: train again") from error
+    raise CheckpointError(f"{path} has schema {schema}, this version reads {SCHEMA}: train again")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -24,6 +25,13 @@ Optimizer = Literal["adam", "sgd"]
 Device = Literal["auto", "cpu", "cuda"]
 FloatPrecision = Literal["32-true", "bf16-mixed"]
 
+FLOAT_NAMES = {
+    "epochs": "float_epochs",
+    "lr": "float_lr",
+    "optimizer": "float_optimizer",
+    "weight_decay": "float_decay",
+}
+
 
 def check_choice(name: str, value: object, choices: object) -> None:
     """Raise ConfigError unless ``value`` is one of the literal type's ``choices``."""
@@ -35,6 +43,12 @@ def check_positive(name: str, value: float) -> None:
     """Raise ConfigError unless ``value`` is a finite number above 0."""
     if not (math.isfinite(value) and value > 0):
         raise ConfigError(f"{name} is {value}: it must be more than 0")
+
+
+def renamed(error: ConfigError, names: Mapping[str, str]) -> ConfigError:
+    """Put the user's name of a `FitConfig` setting in front of its error."""
+    name, _, rest = str(error).partition(" ")
+    return ConfigError(f"{names.get(name, name)} {rest}")
 
 
 @dataclass(frozen=True)
@@ -125,7 +139,7 @@ class TrainingConfig:
         try:
             self.fit_config(quantized=False, augmentation="none")
         except ConfigError as error:
-            raise ConfigError(f"in full precision (--float-...), {error}") from error
+            raise renamed(error, FLOAT_NAMES) from error
 
     def fit_config(self, *, quantized: bool, augmentation: Augmentation) -> FitConfig:
         """Return the settings of one of the two trainings.

@@ -20,13 +20,13 @@ from brevitas_divqat.data import Labelled
 from brevitas_divqat.errors import ConfigError, DataError, TrainingDiverged
 from brevitas_divqat.loss import DivQATLoss
 from brevitas_divqat.progress import Progress, Show, silent
-from brevitas_divqat.quant import INPUT_SCALE
 from brevitas_divqat.seeding import generator, seeded
 from brevitas_divqat.training.augmentation import augment
+from brevitas_divqat.training.calibration import to_input, uncalibrated
 from brevitas_divqat.training.config import FitConfig
 from brevitas_divqat.training.state import load_state, read_tensors, save_state, write_tensors
 
-__all__ = ["Criterion", "FitResult", "cross_entropy", "fit", "measure_accuracy", "to_input"]
+__all__ = ["Criterion", "FitResult", "cross_entropy", "fit", "measure_accuracy"]
 
 Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits, targets, inputs) to a scalar loss."""
@@ -53,11 +53,6 @@ class FitResult:
 def cross_entropy(logits: Tensor, targets: Tensor, inputs: Tensor) -> Tensor:
     """Plain cross-entropy, from class indices (N,) or class probabilities (N, C)."""
     return F.cross_entropy(logits, targets)
-
-
-def to_input(images: Tensor) -> Tensor:
-    """Turn 8-bit pixels into the networks' input: float32 in [0, 255/256], exact."""
-    return images.float() * INPUT_SCALE
 
 
 @torch.no_grad()
@@ -111,13 +106,20 @@ def fit(
         TrainingDiverged: if the loss becomes NaN or infinite; the state of the last good epoch
             stays in ``folder``.
         DataError: if there are fewer images than one batch needs.
-        ConfigError: if the device is not there.
+        ConfigError: if the device is not there, or an activation quantizer is still collecting
+            statistics, which no state could hold, while a folder is given.
     """
+    if folder:
+        _check_calibrated(model)
+    state_file = folder / STATE_FILE if folder else None
+    state = load_state(state_file) if state_file and resume and state_file.exists() else None
+    if state:
+        state.restore_model(model)
     run = _Run(model, criterion, config, seed, images, targets)
     history: list[dict[str, float]] = []
-    state_file = folder / STATE_FILE if folder else None
-    if state_file and resume and state_file.exists():
-        history = run.restore(state_file)["history"]
+    if state:
+        state.restore_training(run.optimizer, criterion)
+        history = list(state.info["history"])
     elif state_file:
         run.save(state_file, history)
     with progress(name, config.epochs * run.steps_per_epoch) as show:
@@ -245,11 +247,6 @@ class _Run:
             info={"history": history},
         )
 
-    def restore(self, path: Path) -> dict[str, Any]:
-        return load_state(
-            path, model=self.module, optimizer=self.optimizer, criterion=self.criterion
-        )
-
     def keep_best(self, folder: Path | None, epoch: int) -> None:
         weights = {k: v.detach().cpu().clone() for k, v in self.module.state_dict().items()}
         self.best = (weights, epoch)
@@ -263,6 +260,16 @@ class _Run:
             self.best = (weights, info["epoch"])
         self.module.load_state_dict(self.best[0])
         return self.best[1]
+
+
+def _check_calibrated(model: nn.Module) -> None:
+    """Refuse scales that are still being collected: their statistics are in no ``state_dict``."""
+    names = uncalibrated(model)
+    if names:
+        raise ConfigError(
+            f"{len(names)} activation quantizers still collect statistics, first {names[0]}: "
+            "call calibrate() before a training that is to be resumable"
+        )
 
 
 def _diverged(

@@ -8,9 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brevitas_divqat.data import Dataset
@@ -19,6 +17,7 @@ from brevitas_divqat.loss import DivQATLoss, LossConfig
 from brevitas_divqat.models import ModelConfig, build
 from brevitas_divqat.progress import Progress, silent
 from brevitas_divqat.seeding import generator, seeded
+from brevitas_divqat.training.calibration import calibrate
 from brevitas_divqat.training.checkpoint import (
     CheckpointInfo,
     is_finished,
@@ -26,13 +25,11 @@ from brevitas_divqat.training.checkpoint import (
     save_checkpoint,
 )
 from brevitas_divqat.training.config import TrainingConfig
-from brevitas_divqat.training.fit import Criterion, cross_entropy, fit, to_input
+from brevitas_divqat.training.fit import Criterion, cross_entropy, fit
 
-__all__ = ["Method", "calibrate", "load_float_state", "train_float", "train_quantized"]
+__all__ = ["Method", "load_float_state", "train_float", "train_quantized"]
 
 Method = Literal["qat", "divqat"]
-
-CALIBRATION_BATCH = 256
 
 
 def train_float(
@@ -107,13 +104,14 @@ def train_quantized(
     """
     if resume and is_finished(folder):
         return load_checkpoint(folder)[0]
-    model = build(
-        model_config.model,
-        dataset.image_shape,
-        dataset.num_classes,
-        precision=model_config.precision,
-        width=model_config.width,
-    )
+    with seeded(seed, "initialisation"):
+        model = build(
+            model_config.model,
+            dataset.image_shape,
+            dataset.num_classes,
+            precision=model_config.precision,
+            width=model_config.width,
+        )
     load_float_state(model, reference.state_dict())
     order = torch.randperm(len(dataset.train), generator=generator(seed, "calibration"))
     calibrate(model, dataset.train.images[order[: training.calibration_images].numpy()])
@@ -140,35 +138,21 @@ def load_float_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load full-precision weights into the quantized network of the same architecture, in place.
 
     Raises:
-        CheckpointError: if anything but the quantizers' own scales is missing or left over.
+        CheckpointError: if anything but the quantizers' own scales is missing or left over, or a
+            shape differs.
     """
-    result = model.load_state_dict(state, strict=False)
+    try:
+        result = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # torch's word for tensors of another shape
+        raise CheckpointError(
+            "the full-precision weights are of another network: their shapes differ"
+        ) from error
     missing = [key for key in result.missing_keys if not key.endswith("scaling_impl.value")]
     if missing or result.unexpected_keys:
         raise CheckpointError(
             f"the full-precision weights are of another network: missing {missing}, unexpected "
             f"{result.unexpected_keys}"
         )
-
-
-@torch.no_grad()
-def calibrate(model: nn.Module, images: NDArray[np.uint8]) -> None:
-    """Set the activation scales of a quantized network, in place.
-
-    The scales start from statistics of the full-precision activations, averaged over the batches;
-    training learns them from there.
-
-    Args:
-        model: holds full-precision weights.
-        images: (N, C, H, W) uint8, of the training images.
-    """
-    from brevitas.graph.calibrate import calibration_mode
-
-    model.eval()
-    with calibration_mode(model):
-        for start in range(0, len(images), CALIBRATION_BATCH):
-            batch = torch.from_numpy(images[start : start + CALIBRATION_BATCH])
-            model(to_input(batch))
 
 
 def _fit_and_save(

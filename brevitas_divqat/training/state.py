@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from brevitas_divqat.errors import CheckpointError
 from brevitas_divqat.files import write_bytes
 
-__all__ = ["load_state", "read_tensors", "save_state", "write_tensors"]
+__all__ = ["State", "load_state", "read_tensors", "save_state", "write_tensors"]
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
@@ -67,30 +69,53 @@ def save_state(
     write_tensors(path, tensors, info)
 
 
-def load_state(
-    path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, criterion: object
-) -> dict[str, Any]:
-    """Restore what `save_state` wrote, in place, and return its ``info``.
+@dataclass(frozen=True)
+class State:
+    """What `save_state` wrote: tensors by the part they belong to, and the record beside them."""
+
+    path: Path
+    parts: Mapping[str, Mapping[str, Tensor]]
+    info: dict[str, Any]
+
+    def restore_model(self, model: nn.Module) -> None:
+        """Load the weights, before an optimizer is made.
+
+        Brevitas makes its quantizers anew in ``load_state_dict``, and with them the parameters that
+        are their scales: an optimizer made earlier would go on with the old ones.
+        """
+        self._load(model, self.parts["model"])
+
+    def restore_training(self, optimizer: torch.optim.Optimizer, criterion: object) -> None:
+        """Load the optimizer's tensors and the criterion's state."""
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in self.parts["optimizer"].items():
+            index, _, rest = name.partition(".")
+            moments.setdefault(int(index), {})[rest] = tensor
+        groups = optimizer.state_dict()["param_groups"]
+        self._load(optimizer, {"state": moments, "param_groups": groups})
+        if isinstance(criterion, nn.Module):
+            self._load(criterion, self.parts["criterion"])
+
+    def _load(self, target: Any, state: Mapping[str, Any]) -> None:
+        try:
+            target.load_state_dict(state)
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"the checkpoint {self.path} is of another model or loss: train again"
+            ) from error
+
+
+def load_state(path: Path) -> State:
+    """Read what `save_state` wrote.
 
     Raises:
-        CheckpointError: if the file is missing, damaged, or of another model.
+        CheckpointError: if the file is missing, damaged, or no state of a training.
     """
     tensors, info = read_tensors(path)
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "criterion": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
+        if part not in parts or "history" not in info:
+            raise CheckpointError(f"{path} is no state of a training: train again")
         parts[part][rest] = tensor
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in parts["optimizer"].items():
-        index, _, rest = name.partition(".")
-        moments.setdefault(int(index), {})[rest] = tensor
-    try:
-        model.load_state_dict(parts["model"])
-        optimizer.load_state_dict(
-            {"state": moments, "param_groups": optimizer.state_dict()["param_groups"]}
-        )
-        if isinstance(criterion, nn.Module):
-            criterion.load_state_dict(parts["criterion"])
-    except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"the checkpoint {path} is of another model: {error}") from error
-    return info
+    return State(path, parts, info)
