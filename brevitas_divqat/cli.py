@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -27,11 +28,19 @@ REPORT_COLUMNS = 110
 
 
 class _Parser(ArgumentParser):
-    """Spells flags with hyphens; fields of dataclasses have underscores."""
+    """Spells flags with hyphens, though fields have underscores; raises its errors as ours."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        line = " ".join(message.split())
+        raise ConfigError(re.sub(r'Parser key "(\w+)":', _flag_name, line)) from ex
 
     def format_help(self, formatter: Any = None) -> str:
         words = super().format_help(formatter).split(" ")
         return " ".join(w.replace("_", "-") if w.lstrip("[").startswith("--") else w for w in words)
+
+
+def _flag_name(match: re.Match[str]) -> str:
+    return f"--{match[1].replace('_', '-')}:"
 
 
 @dataclass(frozen=True)
@@ -75,14 +84,18 @@ def _quieten() -> None:
 
 
 def _parse(argv: list[str]) -> tuple[_Command, Namespace]:
-    top = _Parser(prog="divqat", description="Train, export and attack low-bit CNNs with DivQAT.")
+    top = _Parser(
+        prog="divqat",
+        allow_abbrev=False,
+        description="Train, export and attack low-bit CNNs with DivQAT.",
+    )
     top.add_argument("--version", action="version", version=f"divqat {__version__}")
     subcommands = top.add_subcommands(metavar="COMMAND", help="")
     name = next((a for a in argv if a in COMMANDS), None)
     for key, command in COMMANDS.items():
-        parser = _Parser(description=command.help)
+        parser = _Parser(description=command.help, allow_abbrev=False)
         if key == name:  # the others' flags would cost their imports
-            _add_arguments(parser, command, _config_file(argv))
+            _add_arguments(parser, command, argv)
         subcommands.add_subcommand(key, parser, help=command.help)
     settings = top.parse_args([_underscored(a) for a in argv])
     return COMMANDS[settings.subcommand], settings[settings.subcommand]
@@ -93,6 +106,10 @@ def _underscored(argument: str) -> str:
         return argument
     flag, equals, value = argument.partition("=")
     return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+def _flag_given(flag: str, argv: list[str]) -> bool:
+    return any(a == flag or a.startswith(f"{flag}=") for a in argv)
 
 
 def _config_file(argv: list[str]) -> Path | None:
@@ -123,7 +140,7 @@ def _groups() -> dict[str, type]:
     }
 
 
-def _add_arguments(parser: ArgumentParser, command: _Command, config: Path | None) -> None:
+def _add_arguments(parser: ArgumentParser, command: _Command, argv: list[str]) -> None:
     command.arguments(parser)
     if not command.groups:
         return
@@ -132,15 +149,24 @@ def _add_arguments(parser: ArgumentParser, command: _Command, config: Path | Non
     parser.add_argument("--seed", type=int, default=0, help="of everything random but the splits.")
     for name in command.groups:
         parser.add_class_arguments(known[name], None)
+    config = _config_file(argv)
     if config is not None:
-        _use_config(parser, command, config, known)
+        _use_config(parser, command, config, known, _flag_given("--preset", argv))
 
 
 def _use_config(
-    parser: ArgumentParser, command: _Command, file: Path, known: dict[str, type]
+    parser: ArgumentParser,
+    command: _Command,
+    file: Path,
+    known: dict[str, type],
+    other_preset: bool,
 ) -> None:
-    """Make a file's settings the defaults; those of groups that this command lacks are skipped."""
+    """Make a file's settings the defaults; those of groups that this command lacks are skipped.
+
+    A run's file holds what its preset stands for: another preset on the command line replaces it.
+    """
     from brevitas_divqat.evaluation import read_yaml
+    from brevitas_divqat.loss import PRESETS
 
     names = {f.name: group for group, cls in known.items() for f in fields(cls)} | {"seed": ""}
     chosen = {}
@@ -150,13 +176,13 @@ def _use_config(
             close = difflib.get_close_matches(key, names, n=1)
             hint = f"did you mean {close[0]!r}?" if close else "see `divqat run --help`"
             raise ConfigError(f"{file}: unknown setting {name!r}: {hint}")
-        if names[key] in ("", *command.groups):
+        if names[key] in ("", *command.groups) and not (other_preset and key in PRESETS["F3"]):
             chosen[key] = value
-    try:
-        parser.parse_object(chosen, defaults=False, _skip_required=True)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{file}: {reason}") from error
+    for name, value in chosen.items():
+        try:
+            parser.parse_object({name: value}, defaults=False, _skip_required=True)
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {name} is {value!r}: {error}") from error
     parser.set_defaults(chosen)
 
 
@@ -179,26 +205,32 @@ def _load(config: Any, *, foreign: bool = True) -> Any:
 
 
 def _run(settings: Namespace) -> None:
-    from brevitas_divqat.evaluation import open_folder, run
+    from brevitas_divqat.evaluation import check_folder, check_settings, open_folder, run
     from brevitas_divqat.progress import bar
 
     config = _run_config(settings, ALL_GROUPS)
     folder = settings.out or Path("runs") / config.title
+    check_folder(config, folder, resume=settings.resume)
+    dataset = _load(config)
+    check_settings(config, dataset)
     open_folder(config, folder, resume=settings.resume)
-    run(config, _load(config), folder, progress=bar)
+    run(config, dataset, folder, progress=bar)
     _show_report([folder], folder)
 
 
 def _train(settings: Namespace) -> None:
-    from brevitas_divqat.evaluation import METHODS, open_folder, train
+    from brevitas_divqat.evaluation import METHODS, check_folder, check_settings, open_folder, train
     from brevitas_divqat.progress import bar
     from brevitas_divqat.training import load_checkpoint
 
-    config = _run_config(settings, TRAIN_GROUPS)
+    config = _run_config(settings, ALL_GROUPS)
     folder = settings.out or Path("runs") / config.title
+    check_folder(config, folder, resume=settings.resume)
+    dataset = _load(config, foreign=False)
+    check_settings(config, dataset)
     open_folder(config, folder, resume=settings.resume)
     methods = METHODS if settings.method == "both" else (settings.method,)
-    train(config, _load(config, foreign=False), folder, methods, progress=bar)
+    train(config, dataset, folder, methods, progress=bar)
     for name in ("float", *methods):
         info = load_checkpoint(folder / name)[1]
         print(
@@ -216,7 +248,6 @@ def _export(settings: Namespace) -> None:
 def _attack(settings: Namespace) -> None:
     from brevitas_divqat.evaluation import attack, measure_victim
     from brevitas_divqat.executors import ModuleExecutor, ReferenceExecutor
-    from brevitas_divqat.files import make_folder
     from brevitas_divqat.progress import bar
     from brevitas_divqat.training import is_finished, load_checkpoint
 
@@ -224,7 +255,7 @@ def _attack(settings: Namespace) -> None:
     graph = ReferenceExecutor(settings.graph)
     dataset = _load(config, foreign=settings.images == "ood")
     checkpoint = settings.graph.parent
-    folder = make_folder(settings.out or checkpoint.parent)
+    folder = settings.out or checkpoint.parent
     original = settings.reference or checkpoint.parent / "float"
     reference = None
     if settings.reference is not None or is_finished(original):
@@ -323,7 +354,6 @@ def _report_arguments(parser: ArgumentParser) -> None:
 
 
 ALL_GROUPS = ("data", "model", "training", "loss", "interface", "attack")
-TRAIN_GROUPS = ALL_GROUPS
 ATTACK_GROUPS = ("data", "interface", "attack")
 
 COMMANDS = {
@@ -335,7 +365,7 @@ COMMANDS = {
     ),
     "train": _Command(
         "Train the full-precision network and quantized ones from its weights.",
-        TRAIN_GROUPS,
+        ALL_GROUPS,
         _train,
         _train_arguments,
     ),

@@ -43,8 +43,9 @@ def write_bytes(path: Path, data: bytes) -> None:
         part.write_bytes(data)
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise ConfigError(f"cannot write {path} ({error.strerror}): free or change it") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

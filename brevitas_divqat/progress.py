@@ -36,7 +36,16 @@ def bar(name: str, total: int) -> Iterator[Show]:
     from rich.progress import Progress as RichProgress
 
     console = Console(file=sys.stderr)
-    last = ""
+    if not console.is_terminal:
+        last = ""
+
+        def remember(steps: int, text: str) -> None:
+            nonlocal last
+            last = text
+
+        yield remember
+        console.print(f"{name}: done ({last})", soft_wrap=True, highlight=False)
+        return
     with RichProgress(
         TextColumn("{task.description:<28}"),
         BarColumn(bar_width=24),
@@ -45,15 +54,6 @@ def bar(name: str, total: int) -> Iterator[Show]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
         console=console,
-        disable=not console.is_terminal,
     ) as shown:
         task = shown.add_task(name, total=total, text="")
-
-        def show(steps: int, text: str) -> None:
-            nonlocal last
-            last = text
-            shown.update(task, advance=steps, text=text)
-
-        yield show
-    if not console.is_terminal:
-        console.print(f"{name}: done ({last})", soft_wrap=True, highlight=False)
+        yield lambda steps, text: shown.update(task, advance=steps, text=text)

@@ -25,7 +25,7 @@ from brevitas_divqat.models import build
 from brevitas_divqat.progress import Progress, Show, silent
 from brevitas_divqat.seeding import derive_seed, generator, seeded
 from brevitas_divqat.training import cross_entropy, fit
-from brevitas_divqat.training.augmentation import augment
+from brevitas_divqat.training.augmentation import shifted_copies
 from brevitas_divqat.training.calibration import to_input
 from brevitas_divqat.victims import QueryInterface
 
@@ -148,7 +148,7 @@ class _Drawer:
             count -= len(chosen)
             batch = self._images[chosen]
             if self._round > 1:
-                batch = augment(torch.from_numpy(batch), "shift", self._generator).numpy()
+                batch = shifted_copies(torch.from_numpy(batch), self._generator).numpy()
             parts.append(batch)
         return np.concatenate(parts)
 

@@ -22,17 +22,21 @@ from torch import nn
 
 from brevitas_divqat.attacks import AttackConfig, KnockoffNets, Labels
 from brevitas_divqat.data import Dataset
-from brevitas_divqat.errors import GraphError, RunExists
+from brevitas_divqat.errors import ConfigError, ExportError, GraphError, RunExists
 from brevitas_divqat.evaluation.config import CONFIG_FILE, RunConfig
 from brevitas_divqat.evaluation.measure import PoolKind, extraction_record, victim_record
 from brevitas_divqat.executors import Executor, ModuleExecutor, ReferenceExecutor
 from brevitas_divqat.export import GraphMetadata, export_qonnx, tool_versions
 from brevitas_divqat.files import make_folder, write_json
+from brevitas_divqat.models import build
 from brevitas_divqat.progress import Progress, silent
 from brevitas_divqat.quant import INPUT_SCALE
+from brevitas_divqat.seeding import seeded
 from brevitas_divqat.training import (
     CheckpointInfo,
     Method,
+    check_fit,
+    is_finished,
     load_checkpoint,
     save_checkpoint,
     train_float,
@@ -44,6 +48,8 @@ __all__ = [
     "METHODS",
     "POOLS",
     "attack",
+    "check_folder",
+    "check_settings",
     "export",
     "measure_victim",
     "open_folder",
@@ -56,12 +62,12 @@ POOLS: tuple[PoolKind, ...] = ("in", "ood")
 GRAPH_FILE = "model.onnx"
 
 
-def open_folder(config: RunConfig, folder: Path, *, resume: bool) -> Path:
-    """Make the run's folder, or check that it is one that may be continued.
+def check_folder(config: RunConfig, folder: Path, *, resume: bool) -> None:
+    """Check, without touching it, that a run may be written to ``folder``.
 
     Raises:
-        RunExists: if it holds a run and ``resume`` is not given.
-        ConfigError: if it holds a run with other settings, or cannot be written to.
+        RunExists: if it holds a run and ``resume`` is not given, or other files.
+        ConfigError: if it holds a run with other settings, or cannot be a folder.
     """
     if (folder / CONFIG_FILE).exists():
         if not resume:
@@ -71,6 +77,44 @@ def open_folder(config: RunConfig, folder: Path, *, resume: bool) -> Path:
         config.check_same(folder)
     elif folder.is_dir() and any(folder.iterdir()):
         raise RunExists(f"{folder} is not empty and holds no run: choose another --out")
+    elif any(parent.is_file() for parent in (folder, *folder.parents)):
+        raise ConfigError(
+            f"{folder} cannot be a folder, a file is in the way: choose another --out"
+        )
+
+
+def check_settings(config: RunConfig, dataset: Dataset) -> None:
+    """Check that the settings fit the data set, before time is spent on them.
+
+    Raises:
+        ConfigError: if the victim or the surrogate does not take such images, the interface shows
+            more than there are classes, or the device is not there.
+        DataError: if there are fewer training images than one batch.
+    """
+    attack_config = config.attack.knowing(config.model.model, config.model.width)
+    with seeded(config.seed):
+        for name, precision, width in (
+            (config.model.model, config.model.precision, config.model.width),
+            (attack_config.surrogate, None, attack_config.width),
+        ):
+            build(name, dataset.image_shape, dataset.num_classes, precision=precision, width=width)
+    config.interface.check_classes(dataset.num_classes)
+    for fit_config in (
+        config.training.fit_config(quantized=False, augmentation="none"),
+        config.training.fit_config(quantized=True, augmentation="none"),
+    ):
+        check_fit(fit_config, len(dataset.train))
+    budget = max(2, config.attack.budget)  # a single answer is trained on twice
+    check_fit(attack_config.fit_config("none", budget), budget)
+
+
+def open_folder(config: RunConfig, folder: Path, *, resume: bool) -> Path:
+    """Make a run's folder with its resolved configuration and environment, or go on in one.
+
+    Raises:
+        RunExists, ConfigError: see `check_folder`.
+    """
+    check_folder(config, folder, resume=resume)
     make_folder(folder)
     config.write(folder)
     environment = {
@@ -129,8 +173,16 @@ def export(checkpoint: Path, path: Path | None = None) -> Path:
 
     Returns:
         The graph's file.
+
+    Raises:
+        ExportError: if it is not quantized, or has no QONNX form.
     """
     model, info = load_checkpoint(checkpoint)
+    if info.precision is None:
+        raise ExportError(
+            f"{checkpoint} is in full precision, which no accelerator runs: export the "
+            "quantized network beside it, qat or divqat"
+        )
     metadata = GraphMetadata(
         image_shape=info.image_shape,
         pixel_divisor=1 / INPUT_SCALE,
@@ -176,10 +228,14 @@ def attack(
 
     Raises:
         GraphError: if the graph is of other images or classes than the data set.
+        RunExists: if ``folder`` holds this attack already.
     """
     name = f"{graph.metadata.method.get('name', 'victim')}-{pool}-{labels}"
     _check_fits(graph, dataset)
     config = config.knowing(graph.metadata.model, graph.metadata.width)
+    path = _measurement(folder, f"extraction-{name}")
+    if path.exists():
+        raise RunExists(f"{path} holds this attack already: choose another --out")
     victim = Victim(graph, interface=interface, budget=config.budget)
     knockoff = KnockoffNets(config, labels=labels, augmentation=dataset.augmentation)
     started = time.perf_counter()
@@ -216,7 +272,6 @@ def attack(
         history=extraction.history,
     )
     save_checkpoint(folder / "surrogates" / name, extraction.surrogate, info)
-    path = _measurement(folder, f"extraction-{name}")
     write_json(path, record)
     return path
 
@@ -237,7 +292,7 @@ def run(config: RunConfig, dataset: Dataset, folder: Path, *, progress: Progress
         measure_victim(folder / method, graph, reference, dataset, folder)
         for pool in POOLS:
             for kind in labels:
-                if not _measurement(folder, f"extraction-{method}-{pool}-{kind}").exists():
+                if not _is_stolen(folder, f"{method}-{pool}-{kind}"):
                     attack(
                         graph,
                         config.attack,
@@ -281,6 +336,15 @@ def measure_victim(
         test=dataset.test,
     )
     write_json(path, record)
+
+
+def _is_stolen(folder: Path, name: str) -> bool:
+    """Tell whether an attack is done; remove its measurement where the surrogate is missing."""
+    path = _measurement(folder, f"extraction-{name}")
+    if is_finished(folder / "surrogates" / name):
+        return path.exists()
+    path.unlink(missing_ok=True)
+    return False
 
 
 def _measurement(folder: Path, name: str) -> Path:

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from brevitas_divqat.errors import DataError
+from brevitas_divqat.errors import ConfigError, DataError
 
-__all__ = ["Executor", "check_images"]
+__all__ = ["Executor", "check_batch_size", "check_images", "filled_batches"]
 
 
 class Executor(Protocol):
@@ -50,3 +51,30 @@ def check_images(images: NDArray[Any], image_shape: tuple[int, int, int]) -> Non
         raise DataError(f"images are {got}: expected a numpy array of 8-bit pixels (uint8)")
     if images.ndim != 4 or images.shape[1:] != image_shape:
         raise DataError(f"images have shape {images.shape}: expected (N, *{image_shape})")
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise ConfigError unless ``batch_size`` is 1 or more."""
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}: it must be 1 or more")
+
+
+def filled_batches(
+    images: NDArray[np.uint8], batch_size: int
+) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
+    """Cut images into batches of one size, the last one filled up with black images.
+
+    An image then meets the same kernels whatever it is asked together with, and so gets the same
+    scores to the bit.
+
+    Yields:
+        Number of the batch's first image, how many of its images count, (batch_size, C, H, W).
+    """
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        count = len(batch)
+        if count < batch_size:
+            filled = np.zeros((batch_size, *images.shape[1:]), np.uint8)
+            filled[:count] = batch
+            batch = filled
+        yield start, count, batch

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from brevitas_divqat.executors.base import check_images
+from brevitas_divqat.executors.base import check_batch_size, check_images, filled_batches
 
 __all__ = ["ModuleExecutor"]
 
@@ -23,8 +23,11 @@ class ModuleExecutor:
         image_shape: (channels, height, width).
         num_classes: K.
         pixel_divisor: the model's input is a pixel (0 … 255) divided by this.
-        batch_size: images per pass.
+        batch_size: images per pass; the last one is filled up with black images.
         device: where to run it.
+
+    Raises:
+        ConfigError: if the batch size is below 1.
     """
 
     name = "module"
@@ -39,6 +42,7 @@ class ModuleExecutor:
         batch_size: int = 256,
         device: str | torch.device = "cpu",
     ) -> None:
+        check_batch_size(batch_size)
         self.image_shape = image_shape
         self.num_classes = num_classes
         self._model = copy.deepcopy(model).to(device).eval()
@@ -51,8 +55,7 @@ class ModuleExecutor:
         """Return the (N, K) scores of (N, C, H, W) images."""
         check_images(images, self.image_shape)
         scores = np.empty((len(images), self.num_classes), np.float32)
-        for start in range(0, len(images), self._batch_size):
-            batch = torch.from_numpy(images[start : start + self._batch_size]).to(self._device)
-            output = self._model(batch.float() / self._pixel_divisor)
-            scores[start : start + len(batch)] = output.float().cpu().numpy()
+        for start, count, batch in filled_batches(images, self._batch_size):
+            pixels = torch.from_numpy(batch).to(self._device).float() / self._pixel_divisor
+            scores[start : start + count] = self._model(pixels).float().cpu().numpy()[:count]
         return scores

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brevitas_divqat.errors import ConfigError, GraphError
-from brevitas_divqat.executors.base import check_images
+from brevitas_divqat.errors import GraphError
+from brevitas_divqat.executors.base import check_batch_size, check_images, filled_batches
 from brevitas_divqat.export.metadata import METADATA_KEY, GraphMetadata
 
 __all__ = ["ReferenceExecutor"]
@@ -21,8 +21,7 @@ __all__ = ["ReferenceExecutor"]
 class ReferenceExecutor:
     """Runs a deployed graph node by node through ``qonnx.core.onnx_exec.execute_onnx``.
 
-    The graph is set to one batch size, and the last batch is filled up with black images: an
-    image's scores then come from the same kernels whatever it is asked together with.
+    The graph is set to one batch size, and the last batch is filled up with black images.
 
     Args:
         path: a graph that `export_qonnx` wrote.
@@ -40,14 +39,14 @@ class ReferenceExecutor:
     name = "reference"
 
     def __init__(self, path: Path, *, batch_size: int = 256) -> None:
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}: it must be 1 or more")
+        check_batch_size(batch_size)
         wrapper, self.sha256 = _load(path)
         self.metadata = GraphMetadata.from_json(wrapper.get_metadata_prop(METADATA_KEY), str(path))
         self._batch_size = batch_size
         self._graph = _with_batch_size(wrapper, batch_size)
         self._input = self._graph.graph.input[0].name
         self._output = self._graph.graph.output[0].name
+        self._check_metadata(path)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -63,19 +62,27 @@ class ReferenceExecutor:
         """Return the (N, K) scores of (N, C, H, W) images."""
         check_images(images, self.image_shape)
         scores = np.empty((len(images), self.num_classes), np.float32)
-        for start in range(0, len(images), self._batch_size):
-            batch = images[start : start + self._batch_size]
-            scores[start : start + len(batch)] = self._run(batch)
+        for start, count, batch in filled_batches(images, self._batch_size):
+            scores[start : start + count] = self._run(batch)[:count]
         return scores
 
     def _run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         from qonnx.core.onnx_exec import execute_onnx
 
-        pixels = np.zeros((self._batch_size, *self.image_shape), np.float32)
-        pixels[: len(batch)] = batch
-        pixels /= np.float32(self.metadata.pixel_divisor)
-        result = execute_onnx(self._graph, {self._input: pixels})[self._output]
-        return result[: len(batch)]
+        pixels = batch.astype(np.float32) / np.float32(self.metadata.pixel_divisor)
+        return execute_onnx(self._graph, {self._input: pixels})[self._output]
+
+    def _check_metadata(self, path: Path) -> None:
+        for name, said in (
+            (self._input, (self._batch_size, *self.image_shape)),
+            (self._output, (self._batch_size, self.num_classes)),
+        ):
+            shape = tuple(self._graph.get_tensor_shape(name) or ())
+            if shape != said:
+                raise GraphError(
+                    f"{path} carries damaged metadata: {name} has shape {shape}, the metadata say "
+                    f"{said}; export it again"
+                )
 
 
 def _load(path: Path) -> tuple[Any, str]:

@@ -71,13 +71,24 @@ class GraphMetadata:
         try:
             content = json.loads(text)
             schema = content.pop("schema")
-            if schema != SCHEMA:
-                raise GraphError(
-                    f"{source} carries metadata of schema {schema}, this version reads {SCHEMA}: "
-                    "export it again"
-                )
-            content["image_shape"] = tuple(content["image_shape"])
-            content["class_names"] = tuple(content["class_names"])
-            return cls(**content)
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise GraphError(f"{source} carries damaged metadata: export it again") from error
+        if schema != SCHEMA:
+            raise GraphError(
+                f"{source} carries metadata of schema {schema}, this version reads {SCHEMA}: "
+                "export it again"
+            )
+        try:
+            channels, height, width = (int(size) for size in content["image_shape"])
+            content["image_shape"] = (channels, height, width)
+            content["class_names"] = tuple(str(name) for name in content["class_names"])
+            metadata = cls(**content)
+            sound = metadata.pixel_divisor > 0 and all(
+                isinstance(part, dict)
+                for part in (metadata.bits, metadata.method, metadata.versions)
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise GraphError(f"{source} carries damaged metadata: export it again") from error
+        if not sound:
+            raise GraphError(f"{source} carries damaged metadata: export it again")
+        return metadata

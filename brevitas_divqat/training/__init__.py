@@ -11,7 +11,7 @@ from brevitas_divqat.training.checkpoint import (
     save_checkpoint,
 )
 from brevitas_divqat.training.config import FitConfig, TrainingConfig
-from brevitas_divqat.training.fit import Criterion, FitResult, cross_entropy, fit
+from brevitas_divqat.training.fit import Criterion, FitResult, check_fit, cross_entropy, fit
 from brevitas_divqat.training.recipe import (
     Method,
     load_float_state,
@@ -27,6 +27,7 @@ __all__ = [
     "Method",
     "TrainingConfig",
     "calibrate",
+    "check_fit",
     "cross_entropy",
     "fit",
     "is_finished",

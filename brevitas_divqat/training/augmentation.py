@@ -9,7 +9,7 @@ from torch import Tensor
 
 from brevitas_divqat.data import Augmentation
 
-__all__ = ["augment"]
+__all__ = ["augment", "shifted_copies"]
 
 SHIFT = 1 / 8
 """The furthest shift, as a fraction of the image's side: 4 pixels of 32, 3 of 28, 1 of 8."""
@@ -28,16 +28,48 @@ def augment(images: Tensor, kind: Augmentation, generator: torch.Generator) -> T
     """
     if kind == "none":
         return images
-    n, _, height, width = images.shape
-    far_y, far_x = max(1, int(height * SHIFT)), max(1, int(width * SHIFT))
-    padded = F.pad(images, (far_x, far_x, far_y, far_y))
-    top = torch.randint(0, 2 * far_y + 1, (n, 1), generator=generator)
-    left = torch.randint(0, 2 * far_x + 1, (n, 1), generator=generator)
-    columns = torch.arange(width).expand(n, -1)
+    n = len(images)
+    far_y, far_x = _furthest(images)
+    top = torch.randint(0, 2 * far_y + 1, (n,), generator=generator)
+    left = torch.randint(0, 2 * far_x + 1, (n,), generator=generator)
+    mirrored = torch.zeros(n, dtype=torch.bool)
     if kind == "shift-flip":
-        mirrored = torch.rand(n, 1, generator=generator) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    rows = (top + torch.arange(height))[:, :, None].to(images.device)
-    columns = (left + columns)[:, None, :].to(images.device)
+        mirrored = torch.rand(n, generator=generator) < 0.5
+    return _crop(images, top, left, mirrored)
+
+
+def shifted_copies(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift each image by up to an eighth of its side, and never by nothing.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        generator: source of randomness, on the CPU.
+
+    Returns:
+        (N, C, H, W) uint8, new images.
+    """
+    n = len(images)
+    far_y, far_x = _furthest(images)
+    across = 2 * far_x + 1
+    places = (2 * far_y + 1) * across  # the one in the middle is no shift
+    place = torch.randint(0, places - 1, (n,), generator=generator)
+    place += place >= places // 2
+    return _crop(images, place // across, place % across, torch.zeros(n, dtype=torch.bool))
+
+
+def _furthest(images: Tensor) -> tuple[int, int]:
+    height, width = images.shape[2:]
+    return max(1, int(height * SHIFT)), max(1, int(width * SHIFT))
+
+
+def _crop(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
+    """Cut each padded image at its own (N,) top and left; mirror the chosen ones."""
+    n, _, height, width = images.shape
+    far_y, far_x = _furthest(images)
+    padded = F.pad(images, (far_x, far_x, far_y, far_y))
+    columns = torch.arange(width).expand(n, -1)
+    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    rows = (top[:, None] + torch.arange(height))[:, :, None].to(images.device)
+    columns = (left[:, None] + columns)[:, None, :].to(images.device)
     picked = padded[torch.arange(n, device=images.device)[:, None, None], :, rows, columns]
     return picked.permute(0, 3, 1, 2)

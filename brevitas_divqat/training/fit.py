@@ -26,7 +26,7 @@ from brevitas_divqat.training.calibration import to_input, uncalibrated
 from brevitas_divqat.training.config import FitConfig
 from brevitas_divqat.training.state import load_state, read_tensors, save_state, write_tensors
 
-__all__ = ["Criterion", "FitResult", "cross_entropy", "fit", "measure_accuracy"]
+__all__ = ["Criterion", "FitResult", "check_fit", "cross_entropy", "fit", "measure_accuracy"]
 
 Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits, targets, inputs) to a scalar loss."""
@@ -159,14 +159,8 @@ class _Run:
     ) -> None:
         from lightning_fabric import Fabric
 
+        check_fit(config, len(images))
         self.steps_per_epoch = len(images) // config.batch_size
-        if self.steps_per_epoch == 0:
-            raise DataError(
-                f"{len(images)} training images are fewer than one batch of {config.batch_size}: "
-                "lower the batch size"
-            )
-        if config.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("device is 'cuda', but torch finds no GPU: choose 'auto' or 'cpu'")
         self.module = model
         self.criterion = criterion
         self.config = config
@@ -260,6 +254,22 @@ class _Run:
             self.best = (weights, info["epoch"])
         self.module.load_state_dict(self.best[0])
         return self.best[1]
+
+
+def check_fit(config: FitConfig, images: int) -> None:
+    """Check that a training can begin.
+
+    Raises:
+        DataError: if there are fewer images than one batch needs.
+        ConfigError: if the device is not there.
+    """
+    if images < config.batch_size:
+        raise DataError(
+            f"{images} training images are fewer than one batch of {config.batch_size}: lower the "
+            "batch size"
+        )
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda', but torch finds no GPU: choose 'auto' or 'cpu'")
 
 
 def _check_calibrated(model: nn.Module) -> None:
