@@ -15,7 +15,9 @@ __all__ = ["Executor", "check_batch_size", "check_images", "filled_batches"]
 
 
 class Executor(Protocol):
-    """Maps 8-bit images to scores. An image's scores do not depend on the rest of its batch.
+    """Maps 8-bit images to scores.
+
+    Where it runs a deployed graph, an image's scores do not depend on the rest of its batch.
 
     Attributes:
         name: kind of executor, recorded with every result.

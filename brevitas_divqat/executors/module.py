@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from brevitas_divqat.executors.base import check_batch_size, check_images, filled_batches
+from brevitas_divqat.executors.base import check_batch_size, check_images
 
 __all__ = ["ModuleExecutor"]
 
@@ -18,12 +18,15 @@ __all__ = ["ModuleExecutor"]
 class ModuleExecutor:
     """Runs a copy of a torch model in evaluation mode.
 
+    torch chooses its kernels by an image's place in the batch: the last bits of its scores depend on
+    what it is asked together with. Deployed graphs have executors that exclude that.
+
     Args:
         model: from (N, C, H, W) float32 images to (N, K) scores; copied, and left as it is.
         image_shape: (channels, height, width).
         num_classes: K.
         pixel_divisor: the model's input is a pixel (0 … 255) divided by this.
-        batch_size: images per pass; the last one is filled up with black images.
+        batch_size: images per pass.
         device: where to run it.
 
     Raises:
@@ -55,7 +58,8 @@ class ModuleExecutor:
         """Return the (N, K) scores of (N, C, H, W) images."""
         check_images(images, self.image_shape)
         scores = np.empty((len(images), self.num_classes), np.float32)
-        for start, count, batch in filled_batches(images, self._batch_size):
-            pixels = torch.from_numpy(batch).to(self._device).float() / self._pixel_divisor
-            scores[start : start + count] = self._model(pixels).float().cpu().numpy()[:count]
+        for start in range(0, len(images), self._batch_size):
+            batch = torch.from_numpy(images[start : start + self._batch_size]).to(self._device)
+            output = self._model(batch.float() / self._pixel_divisor)
+            scores[start : start + len(batch)] = output.float().cpu().numpy()
         return scores

@@ -18,6 +18,10 @@ from brevitas_divqat.executors import Executor, ModuleExecutor, ReferenceExecuto
 from brevitas_divqat.victims import Victim
 
 
+SUMMATION_ORDER = 1e-5
+"""torch sums in another order at another place in the batch; scores are of order 1 to 10."""
+
+
 def wrap(model: nn.Module, **options: Any) -> ModuleExecutor:
     return ModuleExecutor(model, image_shape=(1, 8, 8), num_classes=10, **options)
 
@@ -63,12 +67,12 @@ def test_later_changes_of_the_model_do_not_reach_the_executor(images: NDArray[np
 @pytest.mark.parametrize(
     "cuts", [[1], [1, 2, 4, 19], [16, 32], [15, 16, 17, 39]], ids=lambda c: "-".join(map(str, c))
 )
-def test_scores_do_not_depend_on_the_split_into_calls(
+def test_scores_depend_on_the_split_into_calls_in_their_last_bits_alone(
     model: nn.Module, images: NDArray[np.uint8], cuts: list[int]
 ) -> None:
     executor = wrap(model, batch_size=16)
     parts = np.concatenate([executor(part) for part in np.split(images, cuts)])
-    np.testing.assert_array_equal(parts, executor(images))
+    np.testing.assert_allclose(parts, executor(images), rtol=0, atol=SUMMATION_ORDER)
 
 
 def test_no_images_have_no_scores(model: nn.Module, images: NDArray[np.uint8]) -> None:
