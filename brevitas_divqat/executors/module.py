@@ -18,8 +18,8 @@ __all__ = ["ModuleExecutor"]
 class ModuleExecutor:
     """Runs a copy of a torch model in evaluation mode.
 
-    torch chooses its kernels by an image's place in the batch: the last bits of its scores depend on
-    what it is asked together with. Deployed graphs have executors that exclude that.
+    torch chooses its kernels by an image's place in the batch: the last bits of its scores depend
+    on what it is asked together with. Deployed graphs have executors that exclude that.
 
     Args:
         model: from (N, C, H, W) float32 images to (N, K) scores; copied, and left as it is.

@@ -17,7 +17,6 @@ from brevitas_divqat.errors import ConfigError, DataError
 from brevitas_divqat.executors import Executor, ModuleExecutor, ReferenceExecutor
 from brevitas_divqat.victims import Victim
 
-
 SUMMATION_ORDER = 1e-5
 """torch sums in another order at another place in the batch; scores are of order 1 to 10."""
 
