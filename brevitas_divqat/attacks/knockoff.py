@@ -40,7 +40,7 @@ POLICY_LR = 1.0
 ONLINE_LR = 1e-3
 """Adam's learning rate for the surrogate that is trained along the way."""
 REWARD_WINDOW = 2_000
-"""Answers over which the adaptive policy averages: Delta in the paper's diversity reward."""
+"""Recent answers over which the diversity reward averages."""
 CLUSTERING_IMAGES = 10_000
 CLUSTERING_FEATURES = 32
 
@@ -48,10 +48,13 @@ CLUSTERING_FEATURES = 32
 class KnockoffNets:
     """KnockoffNets (Orekondy, Schiele, Fritz, CVPR 2019, arXiv 1812.02766).
 
-    The surrogate minimises the cross-entropy to the victim's answers (Eq. 1 there, soft labels), or
-    to their arg max (hard labels). Policies: ``random`` draws from the pool without replacement
-    (Sec. 4.1.1); ``adaptive`` is a gradient bandit over groups of images, rewarded for certainty,
-    diversity and loss (Sec. 4.1.2, Eqs. 3-5).
+    The surrogate minimises -sum_k y_k log s_k, the cross-entropy to the victim's answers y (soft
+    labels) or to their arg max (hard labels). Policies: ``random`` draws from the pool without
+    replacement; ``adaptive`` is a gradient bandit over groups of images: with preferences H and the
+    policy pi = softmax(H), an image of group z and reward r changes H_z by
+    +lr (r - mean r) (1 - pi_z) and every other H_g by -lr (r - mean r) pi_g. The reward is the mean
+    of certainty y_(1) - y_(2), diversity sum_k max(0, y_k - mean y_k over recent answers), and the
+    surrogate's loss on the answer.
 
     Deviations: the adaptive policy's groups are k-means clusters of the pool's pixels, since the
     pool has no labels; it draws batches rather than single images; rewards are scaled to [0, 1] by
@@ -171,7 +174,7 @@ def _adaptive_policy(
     seed: int,
     show: Show,
 ) -> Transcript:
-    """Sec. 4.1.2: prefer groups whose answers are certain, diverse, and new to the surrogate."""
+    """Prefer groups whose answers are certain, diverse, and new to the surrogate."""
     groups = _cluster(pool, seed)
     drawers = [_Drawer(pool[groups == g], seed, g) for g in range(groups.max() + 1)]
     bandit = _GradientBandit(len(drawers), seed)
@@ -215,7 +218,7 @@ def _cluster(pool: NDArray[np.uint8], seed: int) -> NDArray[np.int64]:
 
 
 class _GradientBandit:
-    """Eq. 3: preferences H, policy softmax(H), rewards compared with their running mean."""
+    """Preferences H, policy softmax(H), rewards compared with their running mean."""
 
     def __init__(self, actions: int, seed: int) -> None:
         self._preferences = np.zeros(actions)
@@ -239,7 +242,7 @@ class _GradientBandit:
 
 
 class _Rewards:
-    """Eqs. 4 and 5 and the loss, each scaled to [0, 1] by its running range, then averaged."""
+    """Certainty, diversity and loss, each scaled to [0, 1] by its running range, then averaged."""
 
     def __init__(self, num_classes: int) -> None:
         self._recent = np.empty((0, num_classes))

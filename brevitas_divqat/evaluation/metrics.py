@@ -41,7 +41,7 @@ def calibration_error(scores: Scores, labels: NDArray[np.int64]) -> float:
     """Return the expected calibration error over 15 equal bins of confidence, in 0..1.
 
     References:
-        Guo, Pleiss, Sun, Weinberger, "On calibration of modern neural networks", ICML 2017, Eq. 3.
+        Guo, Pleiss, Sun, Weinberger, "On calibration of modern neural networks", ICML 2017.
     """
     log_q = log_softmax(scores.astype(np.float64), axis=1)
     confidence = np.exp(log_q.max(axis=1))

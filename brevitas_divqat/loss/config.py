@@ -19,7 +19,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "F3": {"alpha": 0.04, "temperature": 4.0, "direction": "q||p", "weighting": "additive"},
 }
 """F1, the plainest reading of DivQAT's abstract: ``CE - alpha KL(P||Q)``. F3, the form of Nasty
-Teacher (Ma et al., ICLR 2021, Eq. 1) with its values for CIFAR-10: ``CE - alpha T² KL(Q||P)``."""
+Teacher (Ma et al., "Undistillable", ICLR 2021): ``CE - alpha T² KL(Q||P)``, with its values for
+CIFAR-10."""
 
 
 @dataclass(frozen=True)
