@@ -8,7 +8,9 @@ mistake prints one line and exits with status 2.
 from __future__ import annotations
 
 import difflib
+import io
 import logging
+import os
 import re
 import sys
 import warnings
@@ -63,16 +65,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, or 2 for a user's mistake. (The parser's own errors exit with 2.)
     """
     _quieten()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without "±" is no error
     try:
         command, settings = _parse(list(sys.argv[1:] if argv is None else argv))
         command.function(settings)
+        sys.stdout.flush()
     except DivQATError as error:
         print(f"divqat: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # as in `divqat report RUN | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        print(f"divqat: error: cannot read or write{where}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("divqat: interrupted; what is finished is kept, go on with --resume", file=sys.stderr)
+        print(f"divqat: interrupted{_way_on(argv)}", file=sys.stderr)
         return 130
     return 0
+
+
+def _way_on(argv: Sequence[str] | None) -> str:
+    """Say how to go on after an interruption, where that is possible."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if any(command in arguments for command in ("run", "train")):
+        return "; what is finished is kept, go on with --resume"
+    return ""
 
 
 def _quieten() -> None:
@@ -91,6 +111,9 @@ def _parse(argv: list[str]) -> tuple[_Command, Namespace]:
     )
     top.add_argument("--version", action="version", version=f"divqat {__version__}")
     subcommands = top.add_subcommands(metavar="COMMAND", help="")
+    empty = [a for a, b in zip(argv, [*argv[1:], None], strict=True) if b == "" or a.endswith("=")]
+    if empty:
+        raise ConfigError(f"{empty[0].rstrip('=')} has an empty value: give one or leave it out")
     name = next((a for a in argv if a in COMMANDS), None)
     for key, command in COMMANDS.items():
         parser = _Parser(description=command.help, allow_abbrev=False)
@@ -108,17 +131,20 @@ def _underscored(argument: str) -> str:
     return "--" + flag[2:].replace("-", "_") + equals + value
 
 
-def _flag_given(flag: str, argv: list[str]) -> bool:
-    return any(a == flag or a.startswith(f"{flag}=") for a in argv)
+def _flag_value(flag: str, argv: list[str]) -> str | None:
+    values = [b for a, b in zip(argv, argv[1:], strict=False) if a == flag]
+    values += [a.partition("=")[2] for a in argv if a.startswith(f"{flag}=")]
+    if len(values) > 1:
+        raise ConfigError(f"{flag} is given {len(values)} times: give it once")
+    return values[0] if values else None
 
 
-def _config_file(argv: list[str]) -> Path | None:
-    for before, after in zip(argv, [*argv[1:], None], strict=True):
-        if before == "--config" and after is not None:
-            return Path(after)
-        if before.startswith("--config="):
-            return Path(before.partition("=")[2])
-    return None
+def _run_of_graph(argv: list[str]) -> Path | None:
+    """Find the configuration of the run in whose folder the graph to attack lies."""
+    if argv[:1] != ["attack"]:
+        return None
+    files = (Path(a).resolve().parent.parent / "config.yaml" for a in argv if a.endswith(".onnx"))
+    return next((file for file in files if file.is_file()), None)
 
 
 def _groups() -> dict[str, type]:
@@ -149,9 +175,10 @@ def _add_arguments(parser: ArgumentParser, command: _Command, argv: list[str]) -
     parser.add_argument("--seed", type=int, default=0, help="of everything random but the splits.")
     for name in command.groups:
         parser.add_class_arguments(known[name], None)
-    config = _config_file(argv)
-    if config is not None:
-        _use_config(parser, command, config, known, _flag_given("--preset", argv))
+    config = _flag_value("--config", argv)
+    file = Path(config) if config is not None else _run_of_graph(argv)
+    if file is not None:
+        _use_config(parser, command, file, known, _flag_value("--preset", argv))
 
 
 def _use_config(
@@ -159,23 +186,27 @@ def _use_config(
     command: _Command,
     file: Path,
     known: dict[str, type],
-    other_preset: bool,
+    preset: str | None,
 ) -> None:
     """Make a file's settings the defaults; those of groups that this command lacks are skipped.
 
     A run's file holds what its preset stands for: another preset on the command line replaces it.
     """
     from brevitas_divqat.evaluation import read_yaml
-    from brevitas_divqat.loss import PRESETS
+    from brevitas_divqat.loss import PRESETS, LossConfig
 
     names = {f.name: group for group, cls in known.items() for f in fields(cls)} | {"seed": ""}
-    chosen = {}
-    for name, value in read_yaml(file).items():
+    chosen: dict[str, Any] = {}
+    content = read_yaml(file)
+    other_preset = preset is not None and preset != content.get("preset", LossConfig.preset)
+    for name, value in content.items():
         key = str(name).replace("-", "_")
         if key not in names:
             close = difflib.get_close_matches(key, names, n=1)
             hint = f"did you mean {close[0]!r}?" if close else "see `divqat run --help`"
             raise ConfigError(f"{file}: unknown setting {name!r}: {hint}")
+        if key in chosen:
+            raise ConfigError(f"{file}: {key} is given twice, with hyphens and with underscores")
         if names[key] in ("", *command.groups) and not (other_preset and key in PRESETS["F3"]):
             chosen[key] = value
     for name, value in chosen.items():
@@ -247,22 +278,27 @@ def _export(settings: Namespace) -> None:
 
 def _attack(settings: Namespace) -> None:
     from brevitas_divqat.evaluation import attack, measure_victim
-    from brevitas_divqat.executors import ModuleExecutor, ReferenceExecutor
+    from brevitas_divqat.executors import ReferenceExecutor
     from brevitas_divqat.progress import bar
-    from brevitas_divqat.training import is_finished, load_checkpoint
+    from brevitas_divqat.training import is_finished
 
     config = _run_config(settings, ATTACK_GROUPS)
+    checkpoint = settings.graph.resolve().parent
+    run_folder = checkpoint.parent
+    own = (run_folder / "config.yaml").is_file()
+    if settings.out is not None:
+        folder = settings.out
+    elif own:
+        folder = run_folder
+        config.check_same(folder, ATTACK_GROUPS)
+    else:
+        raise ConfigError(f"{settings.graph} lies in no run's folder: give a folder with --out")
     graph = ReferenceExecutor(settings.graph)
-    dataset = _load(config, foreign=settings.images == "ood")
-    checkpoint = settings.graph.parent
-    folder = settings.out or checkpoint.parent
-    original = settings.reference or checkpoint.parent / "float"
+    original = settings.reference or (run_folder / "float" if own else None)
     reference = None
-    if settings.reference is not None or is_finished(original):
-        model, info = load_checkpoint(original)
-        reference = ModuleExecutor(
-            model, image_shape=info.image_shape, num_classes=len(info.class_names)
-        )
+    if original is not None:
+        reference = _original(original, graph)
+    dataset = _load(config, foreign=settings.images == "ood")
     record = attack(
         graph,
         config.attack,
@@ -280,6 +316,19 @@ def _attack(settings: Namespace) -> None:
     print(record.read_text(), end="")
 
 
+def _original(folder: Path, graph: Any) -> Any:
+    """Load the full-precision original of ``graph``, as an executor."""
+    from brevitas_divqat.executors import ModuleExecutor
+    from brevitas_divqat.training import load_checkpoint
+
+    model, info = load_checkpoint(folder)
+    if info.precision is not None:
+        raise ConfigError(f"{folder} is a quantized network: give the full-precision original's")
+    if (info.image_shape, info.class_names) != (graph.image_shape, graph.metadata.class_names):
+        raise ConfigError(f"{folder} has other images or classes than the graph: give its original")
+    return ModuleExecutor(model, image_shape=info.image_shape, num_classes=graph.num_classes)
+
+
 def _report(settings: Namespace) -> None:
     _show_report(settings.runs, settings.out or settings.runs[0])
 
@@ -294,9 +343,9 @@ def _show_report(runs: Sequence[Path], out: Path) -> None:
     console = Console(width=None if sys.stdout.isatty() else REPORT_COLUMNS)
     for table in tables(measurements):
         console.print(table)
-    console.print(verdict(measurements), highlight=False)
+    console.print(verdict(measurements), highlight=False, markup=False)
     files = write_report(runs, out)
-    console.print(f"\nreport: {files.html}\nplot:   {files.png}", highlight=False, soft_wrap=True)
+    print(f"\nreport: {files.html}\nplot:   {files.png}")
 
 
 def _out_argument(parser: ArgumentParser, what: str) -> None:

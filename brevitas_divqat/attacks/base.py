@@ -239,3 +239,13 @@ def training_targets(
     uniform = np.full_like(answers, 1 / answers.shape[1])
     shares = np.divide(answers, total, out=uniform, where=total > 0)
     return shares.astype(np.float32)
+
+
+def informative(answers: NDArray[np.float64], interface: OutputInterface) -> NDArray[np.bool_]:
+    """Mark the answers that say anything: rounding may leave nothing of a probability.
+
+    Returns:
+        (N,) booleans; all True where no answer says anything, so that something remains.
+    """
+    told = (answers.max(axis=1) > 0) | (interface.interface == "logits")
+    return told if told.any() else np.ones_like(told)

@@ -18,6 +18,7 @@ from brevitas_divqat.attacks.base import (
     Transcript,
     ask,
     check_thief,
+    informative,
     training_targets,
 )
 from brevitas_divqat.data import Augmentation
@@ -102,7 +103,11 @@ class KnockoffNets:
         choose = {"random": _random_policy, "adaptive": _adaptive_policy}[self.config.policy]
         with progress("queries", self.config.budget) as show:
             transcript = choose(self, victim, pool, seed, show)
-        images, targets = transcript.images, self._targets(victim, transcript.answers)
+        told = informative(transcript.answers, victim.interface)
+        images, targets = (
+            transcript.images[told],
+            self._targets(victim, transcript.answers[told]),
+        )
         if len(images) == 1:  # BatchNorm needs two
             images, targets = images.repeat(2, axis=0), targets.repeat(2, axis=0)
         result = fit(
@@ -126,6 +131,12 @@ class KnockoffNets:
                 precision=None,
                 width=self.config.width,
             )
+
+    def _shares(self, victim: QueryInterface, answers: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return (N, K) probabilities: the answers, or 1 for their arg max with hard labels."""
+        if self.labels == "hard":
+            return np.eye(victim.num_classes, dtype=np.float32)[answers.argmax(axis=1)]
+        return training_targets(answers, victim.interface, "soft")
 
     def _targets(self, victim: QueryInterface, answers: NDArray[np.float64]) -> NDArray[Any]:
         return training_targets(answers, victim.interface, self.labels)
@@ -190,8 +201,7 @@ def _adaptive_policy(
         )
         answer = ask(victim, batch, show)
         losses = learner.step(batch, attack._targets(victim, answer))
-        soft = training_targets(answer, victim.interface, "soft")
-        bandit.learn(actions, rewards(soft, losses))
+        bandit.learn(actions, rewards(attack._shares(victim, answer), losses))
         images.append(batch)
         answers.append(answer)
         left -= len(batch)

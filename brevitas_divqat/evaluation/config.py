@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from brevitas_divqat.victims import OutputInterface
 __all__ = ["RunConfig", "read_yaml"]
 
 CONFIG_FILE = "config.yaml"
+PLACES = frozenset({"data_root", "download"})
+"""Settings that decide where the data come from, and no number."""
 
 
 @dataclass(frozen=True)
@@ -69,24 +71,33 @@ class RunConfig:
         """Write the resolved configuration into a run's folder."""
         write_text(folder / CONFIG_FILE, yaml.safe_dump(self.flat(), sort_keys=False))
 
-    def check_same(self, folder: Path) -> None:
+    def check_same(self, folder: Path, groups: Sequence[str] | None = None) -> None:
         """Refuse to go on in a folder whose run had other settings.
 
         Where the data lie and how they got there may change.
+
+        Args:
+            folder: of the run.
+            groups: fields of this class whose settings, with the seed, are compared; all by
+                default.
 
         Raises:
             ConfigError: naming the settings that differ.
         """
         before, now = read_yaml(folder / CONFIG_FILE), self.flat()
+        if groups is not None:
+            compared = {"seed"} | {f.name for g in groups for f in fields(getattr(self, g))}
+            before = {name: value for name, value in before.items() if name in compared}
+            now = {name: value for name, value in now.items() if name in compared}
         changed = [
             f"{name} ({before.get(name)} -> {now.get(name)})"
             for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name) and name not in ("data_root", "download")
+            if before.get(name) != now.get(name) and name not in PLACES
         ]
         if changed:
             raise ConfigError(
                 f"{folder} holds a run with other settings: {', '.join(changed)}; give the same "
-                "settings to resume it, or another --out"
+                "settings to go on in it, or another --out"
             )
 
 

@@ -21,7 +21,7 @@ from brevitas_divqat.executors import Executor, ModuleExecutor, ReferenceExecuto
 from brevitas_divqat.training import CheckpointInfo
 from brevitas_divqat.victims import OutputInterface
 
-__all__ = ["SCHEMA", "PoolKind", "extraction_record", "victim_record"]
+__all__ = ["SCHEMA", "PoolKind", "extraction_record", "interface_record", "victim_record"]
 
 SCHEMA = 1
 PoolKind = Literal["in", "ood"]
@@ -127,7 +127,7 @@ def extraction_record(
         "pool_name": pool.name,
         "pool_images": len(pool),
         "labels": labels,
-        "interface": _interface(interface),
+        "interface": interface_record(interface),
         "queries": queries,
         "budget": attack.budget,
         "surrogate": _surrogate(attack),
@@ -145,7 +145,8 @@ def extraction_record(
     }
 
 
-def _interface(interface: OutputInterface) -> dict[str, Any]:
+def interface_record(interface: OutputInterface) -> dict[str, Any]:
+    """Describe an output interface as measurements do."""
     return {
         "kind": interface.interface,
         "k": interface.top_k,

@@ -11,11 +11,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +26,12 @@ from brevitas_divqat.attacks import AttackConfig, KnockoffNets, Labels
 from brevitas_divqat.data import Dataset
 from brevitas_divqat.errors import ConfigError, ExportError, GraphError, RunExists
 from brevitas_divqat.evaluation.config import CONFIG_FILE, RunConfig
-from brevitas_divqat.evaluation.measure import PoolKind, extraction_record, victim_record
+from brevitas_divqat.evaluation.measure import (
+    PoolKind,
+    extraction_record,
+    interface_record,
+    victim_record,
+)
 from brevitas_divqat.executors import Executor, ModuleExecutor, ReferenceExecutor
 from brevitas_divqat.export import GraphMetadata, export_qonnx, tool_versions
 from brevitas_divqat.files import make_folder, write_json
@@ -36,7 +43,6 @@ from brevitas_divqat.training import (
     CheckpointInfo,
     Method,
     check_fit,
-    is_finished,
     load_checkpoint,
     save_checkpoint,
     train_float,
@@ -117,15 +123,28 @@ def open_folder(config: RunConfig, folder: Path, *, resume: bool) -> Path:
     check_folder(config, folder, resume=resume)
     make_folder(folder)
     config.write(folder)
-    environment = {
+    environment: dict[str, Any] = {
         "versions": tool_versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
     }
-    write_json(folder / "environment.json", environment)
+    _record_environment(folder / "environment.json", environment)
     return folder
+
+
+def _record_environment(path: Path, now: dict[str, Any]) -> None:
+    """Keep the environment that the run began in, and list others that it went on in."""
+    try:
+        first = json.loads(path.read_text()) if path.exists() else now
+        later = first.setdefault("resumed_in", []) if first != now else []
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"{path} is damaged: delete it to go on") from error
+    began = {key: value for key, value in first.items() if key != "resumed_in"}
+    if now != began and now not in later:
+        later.append(now)
+    write_json(path, first)
 
 
 def train(
@@ -236,6 +255,9 @@ def attack(
     path = _measurement(folder, f"extraction-{name}")
     if path.exists():
         raise RunExists(f"{path} holds this attack already: choose another --out")
+    budget = max(2, config.budget)
+    check_fit(config.fit_config("none", budget), budget)
+    make_folder(path.parent)
     victim = Victim(graph, interface=interface, budget=config.budget)
     knockoff = KnockoffNets(config, labels=labels, augmentation=dataset.augmentation)
     started = time.perf_counter()
@@ -288,11 +310,20 @@ def run(config: RunConfig, dataset: Dataset, folder: Path, *, progress: Progress
     if config.interface.interface == "label":
         labels = ("hard",)
     for method in METHODS:
-        graph = ReferenceExecutor(export(folder / method))
+        file = folder / method / GRAPH_FILE
+        graph = ReferenceExecutor(file if file.exists() else export(folder / method))
         measure_victim(folder / method, graph, reference, dataset, folder)
         for pool in POOLS:
             for kind in labels:
-                if not _is_stolen(folder, f"{method}-{pool}-{kind}"):
+                expected = {
+                    "graph_sha256": graph.sha256,
+                    "seed": config.seed,
+                    "budget": config.attack.budget,
+                    "policy": config.attack.policy,
+                    "interface": interface_record(config.interface),
+                }
+                path = _measurement(folder, f"extraction-{method}-{pool}-{kind}")
+                if not _is_measured(path, expected):
                     attack(
                         graph,
                         config.attack,
@@ -325,7 +356,7 @@ def measure_victim(
     """
     model, info = load_checkpoint(checkpoint)
     path = _measurement(folder, f"victim-{info.method['name']}")
-    if path.exists():
+    if _is_measured(path, {"graph_sha256": graph.sha256, "seed": info.seed}):
         return
     record = victim_record(
         info,
@@ -338,13 +369,27 @@ def measure_victim(
     write_json(path, record)
 
 
-def _is_stolen(folder: Path, name: str) -> bool:
-    """Tell whether an attack is done; remove its measurement where the surrogate is missing."""
-    path = _measurement(folder, f"extraction-{name}")
-    if is_finished(folder / "surrogates" / name):
-        return path.exists()
-    path.unlink(missing_ok=True)
-    return False
+def _is_measured(path: Path, expected: Mapping[str, Any]) -> bool:
+    """Tell whether a measurement is there, and refuse one that was made of something else.
+
+    Raises:
+        ConfigError: naming the file and what differs.
+    """
+    if not path.exists():
+        return False
+    try:
+        record = json.loads(path.read_text())
+        got = {key: record[key] for key in expected}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged: delete it to measure again") from error
+    different = [key for key in expected if got[key] != expected[key]]
+    if different:
+        key = different[0]
+        raise ConfigError(
+            f"{path} is of another run: {key} is {got[key]}, here {expected[key]}; delete it to "
+            "measure again, or choose another --out"
+        )
+    return True
 
 
 def _measurement(folder: Path, name: str) -> Path:
@@ -356,6 +401,11 @@ def _executor(model: nn.Module, dataset: Dataset) -> ModuleExecutor:
 
 
 def _check_fits(graph: ReferenceExecutor, dataset: Dataset) -> None:
+    if graph.metadata.data not in ("unknown", dataset.name):
+        raise GraphError(
+            f"the graph was trained on {graph.metadata.data}, but the data set is {dataset.name}: "
+            f"give --data {graph.metadata.data}"
+        )
     got, expected = (
         (graph.image_shape, graph.num_classes),
         (dataset.image_shape, dataset.num_classes),

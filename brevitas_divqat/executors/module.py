@@ -46,7 +46,8 @@ class ModuleExecutor:
         device: str | torch.device = "cpu",
     ) -> None:
         check_batch_size(batch_size)
-        self.image_shape = image_shape
+        channels, height, across = image_shape
+        self.image_shape = (channels, height, across)
         self.num_classes = num_classes
         self._model = copy.deepcopy(model).to(device).eval()
         self._pixel_divisor = pixel_divisor
@@ -59,7 +60,7 @@ class ModuleExecutor:
         check_images(images, self.image_shape)
         scores = np.empty((len(images), self.num_classes), np.float32)
         for start in range(0, len(images), self._batch_size):
-            batch = torch.from_numpy(images[start : start + self._batch_size]).to(self._device)
-            output = self._model(batch.float() / self._pixel_divisor)
+            batch = torch.from_numpy(np.ascontiguousarray(images[start : start + self._batch_size]))
+            output = self._model(batch.to(self._device).float() / self._pixel_divisor)
             scores[start : start + len(batch)] = output.float().cpu().numpy()
         return scores

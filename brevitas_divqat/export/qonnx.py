@@ -46,6 +46,7 @@ def export_qonnx(model: nn.Module, path: Path, metadata: GraphMetadata) -> Path:
     wrapper = _cleaned_graph(_on_cpu(model), metadata)
     _check_graph(wrapper, metadata)
     wrapper.set_metadata_prop(METADATA_KEY, metadata.to_json())
+    path = Path(path)
     write_bytes(path, wrapper.model.SerializeToString())
     return path
 

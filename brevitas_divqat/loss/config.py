@@ -14,6 +14,8 @@ __all__ = ["PRESETS", "LossConfig", "Preset"]
 
 Preset = Literal["F1", "F3"]
 
+MAX_TEMPERATURE = 1e4
+
 PRESETS: dict[str, dict[str, Any]] = {
     "F1": {"alpha": 0.5, "temperature": 1.0, "direction": "p||q", "weighting": "additive"},
     "F3": {"alpha": 0.04, "temperature": 4.0, "direction": "q||p", "weighting": "additive"},
@@ -38,7 +40,7 @@ class LossConfig:
         label_smoothing: of the cross-entropy, in [0, 1).
 
     Raises:
-        ConfigError: if a value is out of range, or the loss would have no lower bound.
+        ConfigError: if a value is out of range, or so large that being wrong would pay.
     """
 
     preset: Preset = "F3"
@@ -57,7 +59,7 @@ class LossConfig:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         self._check_ranges()
-        self._check_bounded_below()
+        self._check_right_class_pays()
 
     def _check_ranges(self) -> None:
         for name, choices in (("direction", Direction), ("weighting", Weighting)):
@@ -67,20 +69,26 @@ class LossConfig:
                 )
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise ConfigError(f"alpha is {self.alpha}: it must be 0 (plain QAT) or more")
-        if not (math.isfinite(self.softness) and self.softness > 0):
-            raise ConfigError(f"temperature is {self.temperature}: it must be more than 0")
-        if self.cap is not None and not self.cap > 0:
+        if not 0 < self.softness <= MAX_TEMPERATURE:
+            raise ConfigError(
+                f"temperature is {self.temperature}: it must be more than 0 and at most "
+                f"{MAX_TEMPERATURE:g}"
+            )
+        if self.cap is not None and not (math.isfinite(self.cap) and self.cap > 0):
             raise ConfigError(f"cap is {self.cap}: it must be more than 0, or left out for no cap")
-        if self.warmup_steps < 0:
-            raise ConfigError(f"warmup_steps is {self.warmup_steps}: it must be 0 or more")
+        if not isinstance(self.warmup_steps, int) or self.warmup_steps < 0:
+            raise ConfigError(
+                f"warmup_steps is {self.warmup_steps}: it must be a whole number, 0 or more"
+            )
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"label_smoothing is {self.label_smoothing}: it must be in [0, 1)")
 
-    def _check_bounded_below(self) -> None:
-        """Refuse weights with which a wrong class would be worth more than the right one.
+    def _check_right_class_pays(self) -> None:
+        """Refuse weights with which driving down the right class's logit would pay.
 
-        With KL(P||Q) a logit that falls without end costs the cross-entropy 1 per unit and earns
-        the divergence alpha T, so alpha T must stay below the cross-entropy's weight.
+        With KL(P||Q) that costs the cross-entropy 1 per unit and earns the divergence up to
+        alpha T, so alpha T must stay below the cross-entropy's weight. (A wrong class's logit can
+        fall without end at any alpha above 0: that costs nothing, and a cap bounds what it earns.)
         """
         if self.weighting == "convex" and self.weight >= 0.5:
             raise ConfigError(
@@ -92,7 +100,7 @@ class LossConfig:
             limit = 1 / self.softness if self.weighting == "additive" else 1 / (1 + self.softness)
             raise ConfigError(
                 f"alpha is {self.alpha} with direction 'p||q' and temperature {self.temperature}: "
-                f"it must be below {limit:g}, or the loss has no lower bound"
+                f"it must be below {limit:g}, or driving down the right class pays"
             )
 
     @property

@@ -129,7 +129,9 @@ class DivQATLoss(nn.Module):
 
         Raises:
             TypeError: if the inputs are needed and missing.
+            ValueError: if the reference has other classes than the model.
         """
+        logits = _plain(logits)
         if self.config.weight == 0 or not self.training:
             loss = F.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)
             self.report = _report(logits, loss, loss.new_zeros(()), 0.0)
@@ -140,9 +142,14 @@ class DivQATLoss(nn.Module):
                 "criterion(logits, targets, inputs), since the reference needs the model's inputs"
             )
         alpha = self.current_alpha()
-        self.step += 1
         with torch.no_grad():
-            reference_logits = self.reference(inputs)
+            reference_logits = _plain(self.reference(inputs))
+        if reference_logits.shape != logits.shape:
+            raise ValueError(
+                f"the reference gives logits of shape {tuple(reference_logits.shape)}, the model "
+                f"{tuple(logits.shape)}: both need the same classes"
+            )
+        self.step += 1
         terms = divqat_loss(
             logits,
             targets,
@@ -162,6 +169,11 @@ class DivQATLoss(nn.Module):
         self.reference._apply(fn)
         super()._apply(fn, *args, **kwargs)
         return self
+
+
+def _plain(logits: Any) -> Tensor:
+    """Unwrap a Brevitas ``QuantTensor``."""
+    return logits if isinstance(logits, Tensor) else logits.value
 
 
 @torch.no_grad()

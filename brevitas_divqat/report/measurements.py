@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from brevitas_divqat.errors import ConfigError
+from brevitas_divqat.evaluation.config import CONFIG_FILE, PLACES, read_yaml
 from brevitas_divqat.report.records import Record, read_records, require_equal
 from brevitas_divqat.report.stats import Stat
 
@@ -111,6 +112,7 @@ def load_measurements(runs: Sequence[Path]) -> Measurements:
     """
     if not runs:
         raise ConfigError("no run folder was given; name at least one")
+    _require_same_settings([Path(run) for run in runs])
     records = [record for run in runs for record in read_records(Path(run))]
     require_equal(records, ("data", "model", "bits"))
     victims = [record for record in records if record["kind"] == "victim"]
@@ -132,6 +134,20 @@ def load_measurements(runs: Sequence[Path]) -> Measurements:
     )
     _require_same_graphs(victims, thefts)
     return measurements
+
+
+def _require_same_settings(runs: Sequence[Path]) -> None:
+    """Refuse to average runs whose resolved configurations differ in more than the seed."""
+    files = [run / CONFIG_FILE for run in runs if (run / CONFIG_FILE).is_file()]
+    settings = [read_yaml(file) for file in files]
+    for file, other in zip(files[1:], settings[1:], strict=True):
+        for name in sorted(settings[0].keys() | other.keys()):
+            first, own = settings[0].get(name), other.get(name)
+            if first != own and name not in PLACES | {"seed"}:
+                raise ConfigError(
+                    f"{file}: {name} is {own}, but {first} in {files[0]}; only runs that differ in "
+                    "seed can be averaged"
+                )
 
 
 def _grouped(records: Sequence[Record], *keys: str) -> dict[tuple[str, ...], list[Record]]:

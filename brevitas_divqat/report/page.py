@@ -179,7 +179,9 @@ def _configurations(runs: Sequence[Path]) -> list[tuple[str, str]]:
     paths = [run / "config.yaml" for run in runs]
     try:
         return [
-            (path.parent.name, path.read_text(encoding="utf-8")) for path in paths if path.exists()
+            (path.resolve().parent.name, path.read_text(encoding="utf-8"))
+            for path in paths
+            if path.exists()
         ]
     except (OSError, ValueError) as error:
         raise ConfigError(f"config.yaml is not readable ({error}); restore or delete it") from error

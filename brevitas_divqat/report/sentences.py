@@ -150,7 +150,7 @@ def _trust(pairs: list[_Pair]) -> str:
     if seeds == 1:
         return "One seed: differences of this size are not yet a claim."
     return (
-        f"{seeds} paired seeds: a difference below twice its standard error counts as "
+        f"{seeds} paired seeds: a difference whose 95 % confidence interval holds 0 counts as "
         "seed-to-seed noise."
     )
 

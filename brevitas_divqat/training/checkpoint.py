@@ -82,6 +82,7 @@ def load_checkpoint(folder: Path) -> tuple[nn.Module, CheckpointInfo]:
     Raises:
         CheckpointError: if the folder holds none, or it is damaged or of another version.
     """
+    folder = Path(folder)
     info = _read_info(folder / INFO_FILE)
     try:
         with seeded(0):  # the weights are replaced; the global generator is not to move
@@ -93,14 +94,16 @@ def load_checkpoint(folder: Path) -> tuple[nn.Module, CheckpointInfo]:
                 width=info.width,
             )
     except (ConfigError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder / INFO_FILE} is damaged: {error}; train again") from error
+        raise CheckpointError(
+            f"{folder / INFO_FILE} is damaged: {error}; delete {folder} and train again"
+        ) from error
     tensors, _ = read_tensors(folder / WEIGHTS_FILE)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(
             f"{folder / WEIGHTS_FILE} does not hold the weights that {INFO_FILE} describes: "
-            "train again"
+            f"delete {folder} and train again"
         ) from error
     return model.eval(), info
 
@@ -121,5 +124,5 @@ def _read_info(path: Path) -> CheckpointInfo:
             "`divqat train`"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged: train again") from error
+        raise CheckpointError(f"{path} is damaged: delete {path.parent} and train again") from error
     raise CheckpointError(f"{path} has schema {schema}, this version reads {SCHEMA}: train again")

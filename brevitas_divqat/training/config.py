@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -25,6 +24,8 @@ Optimizer = Literal["adam", "sgd"]
 Device = Literal["auto", "cpu", "cuda"]
 FloatPrecision = Literal["32-true", "bf16-mixed"]
 
+MAX_VALUE = 1e30
+
 FLOAT_NAMES = {
     "epochs": "float_epochs",
     "lr": "float_lr",
@@ -40,9 +41,9 @@ def check_choice(name: str, value: object, choices: object) -> None:
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raise ConfigError unless ``value`` is a finite number above 0."""
-    if not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"{name} is {value}: it must be more than 0")
+    """Raise ConfigError unless ``value`` is above 0 and well within float32."""
+    if not 0 < value <= MAX_VALUE:
+        raise ConfigError(f"{name} is {value}: it must be more than 0 and at most {MAX_VALUE:g}")
 
 
 def renamed(error: ConfigError, names: Mapping[str, str]) -> ConfigError:
@@ -85,8 +86,10 @@ class FitConfig:
             raise ConfigError(f"batch_size is {self.batch_size}: BatchNorm needs 2 or more")
         check_positive("lr", self.lr)
         check_choice("optimizer", self.optimizer, Optimizer)
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ConfigError(f"weight_decay is {self.weight_decay}: it must be 0 or more")
+        if not 0 <= self.weight_decay <= MAX_VALUE:
+            raise ConfigError(
+                f"weight_decay is {self.weight_decay}: it must be 0 or more, at most {MAX_VALUE:g}"
+            )
         check_choice("augmentation", self.augmentation, Augmentation)
         check_choice("device", self.device, Device)
         check_choice("precision", self.precision, FloatPrecision)

@@ -40,7 +40,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error}") from error
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(
-            f"the checkpoint {path} is damaged or was not written by divqat: train again"
+            f"the checkpoint {path} is damaged or was not written by divqat: delete its "
+            "folder and train again"
         ) from error
 
 
@@ -101,7 +102,8 @@ class State:
             target.load_state_dict(state)
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(
-                f"the checkpoint {self.path} is of another model or loss: train again"
+                f"the checkpoint {self.path} is of another model or loss: delete its folder "
+                "and train again"
             ) from error
 
 
@@ -116,6 +118,8 @@ def load_state(path: Path) -> State:
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         if part not in parts or "history" not in info:
-            raise CheckpointError(f"{path} is no state of a training: train again")
+            raise CheckpointError(
+                f"{path} is no state of a training: delete its folder and train again"
+            )
         parts[part][rest] = tensor
     return State(path, parts, info)

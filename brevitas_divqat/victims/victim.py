@@ -61,7 +61,7 @@ class Victim:
             raise ConfigError(f"the query budget is {budget}: it must be 1 or more")
         self.interface = OutputInterface() if interface is None else interface
         self.interface.check_classes(executor.num_classes)
-        self.budget = budget
+        self._budget = budget
         self._executor = executor
         self._queries = 0
 
@@ -74,6 +74,11 @@ class Victim:
     def num_classes(self) -> int:
         """Number of classes."""
         return self._executor.num_classes
+
+    @property
+    def budget(self) -> int | None:
+        """The most images that may be asked about; None for no limit."""
+        return self._budget
 
     @property
     def queries(self) -> int:

@@ -70,15 +70,17 @@ def test_differences_are_paired_by_seed() -> None:
 @pytest.mark.parametrize(
     ("values", "noise"),
     [
-        # Mean 0.02, sd 0.01, standard error 0.00577: well above twice that.
-        ((0.01, 0.02, 0.03), False),
-        # Mean 0.01, sd 0.02, standard error 0.01155: below twice that.
-        ((-0.01, 0.01, 0.03), True),
+        # Standard error 0.00577; with 2 degrees of freedom t(97.5 %) = 4.303: reach 0.0248.
+        ((0.01, 0.02, 0.03), True),
+        ((0.015, 0.025, 0.035), False),
+        # Standard error 0.005; with 1 degree of freedom t(97.5 %) = 12.71: reach 0.0635.
+        ((0.05, 0.06), True),
+        ((0.06, 0.07), False),
         ((0.01,), False),
         ((0.0, 0.0), False),
     ],
 )
-def test_noise_is_below_two_standard_errors(values: tuple[float, ...], noise: bool) -> None:
+def test_noise_is_within_the_confidence_interval(values: tuple[float, ...], noise: bool) -> None:
     assert Stat.of(dict(enumerate(values))).is_noise is noise
 
 

@@ -60,8 +60,10 @@ def test_noise_is_called_noise(write_run: WriteRun) -> None:
     assert "1.0 points lower (within seed-to-seed noise), for 0.7 points of" in text
     assert "ood/soft, 40.0 ± 0.0 % -> 29.0 ± 1.0 % (-11.0 points); the others" in text
     assert "in/soft -1.0 (noise), in/hard +0.0, ood/hard +0.0." in text
-    assert text.endswith("3 paired seeds: a difference below twice its standard error counts as "
-                         "seed-to-seed noise.")  # fmt: skip
+    assert text.endswith(
+        "3 paired seeds: a difference whose 95 % confidence interval holds 0 counts as "
+        "seed-to-seed noise."
+    )
 
 
 def test_a_missing_victim_is_said(write_run: WriteRun) -> None:
