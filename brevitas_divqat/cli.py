@@ -111,9 +111,8 @@ def _parse(argv: list[str]) -> tuple[_Command, Namespace]:
     )
     top.add_argument("--version", action="version", version=f"divqat {__version__}")
     subcommands = top.add_subcommands(metavar="COMMAND", help="")
-    empty = [a for a, b in zip(argv, [*argv[1:], None], strict=True) if b == "" or a.endswith("=")]
-    if empty:
-        raise ConfigError(f"{empty[0].rstrip('=')} has an empty value: give one or leave it out")
+    if "" in argv or any(a.startswith("--") and a.endswith("=") for a in argv):
+        raise ConfigError("an argument is empty: give it a value or leave it out")
     name = next((a for a in argv if a in COMMANDS), None)
     for key, command in COMMANDS.items():
         parser = _Parser(description=command.help, allow_abbrev=False)
@@ -283,6 +282,7 @@ def _attack(settings: Namespace) -> None:
     from brevitas_divqat.training import is_finished
 
     config = _run_config(settings, ATTACK_GROUPS)
+    graph = ReferenceExecutor(settings.graph)
     checkpoint = settings.graph.resolve().parent
     run_folder = checkpoint.parent
     own = (run_folder / "config.yaml").is_file()
@@ -293,7 +293,6 @@ def _attack(settings: Namespace) -> None:
         config.check_same(folder, ATTACK_GROUPS)
     else:
         raise ConfigError(f"{settings.graph} lies in no run's folder: give a folder with --out")
-    graph = ReferenceExecutor(settings.graph)
     original = settings.reference or (run_folder / "float" if own else None)
     reference = None
     if original is not None:

@@ -83,10 +83,7 @@ def check_folder(config: RunConfig, folder: Path, *, resume: bool) -> None:
         config.check_same(folder)
     elif folder.is_dir() and any(folder.iterdir()):
         raise RunExists(f"{folder} is not empty and holds no run: choose another --out")
-    elif any(parent.is_file() for parent in (folder, *folder.parents)):
-        raise ConfigError(
-            f"{folder} cannot be a folder, a file is in the way: choose another --out"
-        )
+    _check_no_file_in_the_way(folder)
 
 
 def check_settings(config: RunConfig, dataset: Dataset) -> None:
@@ -257,7 +254,7 @@ def attack(
         raise RunExists(f"{path} holds this attack already: choose another --out")
     budget = max(2, config.budget)
     check_fit(config.fit_config("none", budget), budget)
-    make_folder(path.parent)
+    _check_no_file_in_the_way(path.parent)
     victim = Victim(graph, interface=interface, budget=config.budget)
     knockoff = KnockoffNets(config, labels=labels, augmentation=dataset.augmentation)
     started = time.perf_counter()
@@ -367,6 +364,13 @@ def measure_victim(
         test=dataset.test,
     )
     write_json(path, record)
+
+
+def _check_no_file_in_the_way(folder: Path) -> None:
+    if any(parent.is_file() for parent in (folder, *folder.parents)):
+        raise ConfigError(
+            f"{folder} cannot be a folder, a file is in the way: choose another --out"
+        )
 
 
 def _is_measured(path: Path, expected: Mapping[str, Any]) -> bool:

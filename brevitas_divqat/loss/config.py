@@ -78,7 +78,7 @@ class LossConfig:
             raise ConfigError(f"cap is {self.cap}: it must be more than 0, or left out for no cap")
         if not isinstance(self.warmup_steps, int) or self.warmup_steps < 0:
             raise ConfigError(
-                f"warmup_steps is {self.warmup_steps}: it must be a whole number, 0 or more"
+                f"warmup_steps is {self.warmup_steps}: it must be 0 or more, a whole number"
             )
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"label_smoothing is {self.label_smoothing}: it must be in [0, 1)")

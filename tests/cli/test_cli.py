@@ -133,7 +133,7 @@ def refused(capfd: Capture, folder: Path, argv: list[str], *parts: str) -> None:
         pytest.param("--width nan", ["width"], id="width-nan"),
         pytest.param("--alpha -0.1", ["alpha", "-0.1"], id="alpha-negative"),
         pytest.param("--alpha nan", ["alpha", "nan"], id="alpha-nan"),
-        pytest.param("--preset F1 --alpha 1", ["alpha", "lower bound"], id="unbounded"),
+        pytest.param("--preset F1 --alpha 1", ["alpha", "below 1"], id="unbounded"),
         pytest.param("--weighting convex --alpha 0.5", ["alpha", "0.5"], id="convex-half"),
         pytest.param("--preset F2", ["preset", "F2"], id="unknown-preset"),
         pytest.param("--budget 0", ["budget", "0"], id="budget-0"),
@@ -261,7 +261,7 @@ def test_a_damaged_graph_is_refused(
     refused(capfd, copied, ["attack", str(graph), *DATA, *THEFT], "model.onnx", "divqat export")
 
 
-def test_a_graph_of_other_images_is_refused(
+def test_a_graph_of_another_data_set_is_refused(
     capfd: Capture, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import numpy as np
@@ -274,7 +274,7 @@ def test_a_graph_of_other_images_is_refused(
     other = Dataset("letters", names, part, part, part, pools, "none")
     monkeypatch.setattr(cli, "_load", lambda config, **rest: other)
     argv = ["attack", str(copied / "qat" / "model.onnx"), *THEFT]
-    refused(capfd, copied, argv, "(1, 8, 8)", "(1, 28, 28)", "letters")
+    refused(capfd, copied, argv, "trained on digits", "letters", "--data digits")
 
 
 def test_soft_labels_of_a_label_interface_are_refused(capfd: Capture, copied: Path) -> None:
@@ -287,7 +287,9 @@ def test_another_attack_does_not_overwrite_a_run_s_measurement(
     capfd: Capture, copied: Path
 ) -> None:
     argv = ["attack", str(copied / "qat" / "model.onnx"), *DATA, *THEFT, "--budget", "32"]
-    refused(capfd, copied, argv, "extraction-qat-ood-soft", "--out")
+    refused(capfd, copied, argv, "budget (64 -> 32)", "--out")
+    same = ["attack", str(copied / "qat" / "model.onnx"), *DATA, *THEFT]
+    refused(capfd, copied, same, "extraction-qat-ood-soft", "--out")
 
 
 def test_an_attack_on_a_run_whose_graph_is_not_its_checkpoint_s_keeps_measurements_apart(

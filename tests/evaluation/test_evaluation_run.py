@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from brevitas_divqat.attacks import AttackConfig, knockoff
 from brevitas_divqat.data import DataConfig, Dataset, Labelled, load
-from brevitas_divqat.errors import GraphError
+from brevitas_divqat.errors import ConfigError, GraphError
 from brevitas_divqat.evaluation import RunConfig, attack, open_folder, run, train
 from brevitas_divqat.executors import ReferenceExecutor
 from brevitas_divqat.models import ModelConfig
@@ -227,10 +227,26 @@ def test_what_is_lost_is_made_again_and_the_rest_is_left(
     assert {name for name in touched if not name.startswith(again)} == set()
 
 
-def test_a_lost_surrogate_is_stolen_again(first: Done, copied: Path, dataset: Dataset) -> None:
-    shutil.rmtree(copied / "surrogates" / "qat-in-soft")
+def test_measurements_outlive_their_surrogates(copied: Path, dataset: Dataset) -> None:
+    shutil.rmtree(copied / "surrogates")
+    before = changes(copied / "measurements")
     run(CONFIG, dataset, copied)
-    assert weights(copied) == weights(first.folder)
+    assert changes(copied / "measurements") == before
+    assert not (copied / "surrogates").exists()
+
+
+def changes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("key", ["graph_sha256", "seed", "budget"])
+def test_a_measurement_of_another_run_is_not_taken_over(
+    copied: Path, dataset: Dataset, key: str
+) -> None:
+    file = copied / "measurements" / "extraction-divqat-ood-hard.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: 77}))
+    with pytest.raises(ConfigError, match=rf"{file.name} is of another run: {key} is 77"):
+        run(CONFIG, dataset, copied)
 
 
 # The test split trains nothing and selects nothing
