@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from brevitas_divqat.attacks import training_targets
+from brevitas_divqat.attacks.base import informative
 from brevitas_divqat.victims import OutputInterface
 
 INTERFACES = [
@@ -88,3 +89,11 @@ def test_the_answers_are_left_as_they_are() -> None:
     answers = np.array([[0.2, 0.2], [0.0, 0.0]])
     training_targets(answers, OutputInterface(decimals=1), "soft")
     np.testing.assert_array_equal(answers, [[0.2, 0.2], [0.0, 0.0]])
+
+
+def test_answers_that_rounding_left_nothing_of_are_no_information() -> None:
+    answers = np.array([[0.0, 0.0], [1.0, 0.0]])
+    rounded = OutputInterface(decimals=0)
+    assert informative(answers, rounded).tolist() == [False, True]
+    assert informative(answers[:1], rounded).tolist() == [True]
+    assert informative(answers, OutputInterface("logits")).tolist() == [True, True]

@@ -506,3 +506,19 @@ def test_the_help_explains_every_setting(capfd: Capture, group: str) -> None:
         assert f"--{field.name.replace('_', '-')} " in out
         explained = next(line for line in lines if line.startswith(f"{field.name}: "))
         assert " ".join(explained.split()[1:5]) in out, field.name
+
+
+def test_another_preset_replaces_what_the_file_s_preset_stood_for(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("preset: F3\nalpha: 0.04\ntemperature: 4.0\ndirection: q||p\n")
+    _, other = cli._parse(["run", "--config", str(file), "--preset", "F1"])
+    assert (other.preset, other.alpha, other.temperature) == ("F1", None, None)
+    file.write_text("alpha: 0.1\n")
+    _, same = cli._parse(["run", "--config", str(file), "--preset", "F3"])
+    assert same.alpha == 0.1
+
+
+@pytest.mark.parametrize("argv", [["run", "--pool", ""], ["run", "--pool="], []])
+def test_an_empty_argument_is_refused(argv: list[str], capfd: Capture) -> None:
+    assert status(*argv) == 2
+    assert len(capfd.readouterr().err.strip().splitlines()) == 1

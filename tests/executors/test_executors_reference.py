@@ -231,3 +231,11 @@ def test_good_metadata_in_the_same_place_are_served(graph_file: Path, tmp_path: 
     wrapper.set_metadata_prop(METADATA_KEY, json.dumps(GOOD))
     wrapper.save(str(tmp_path / "model.onnx"))
     assert ReferenceExecutor(tmp_path / "model.onnx").num_classes == 10
+
+
+def test_a_graph_that_cannot_run_is_refused_at_once(graph_file: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(graph_file.read_bytes().replace(b"MaxPool", b"MaxPooo"))
+    with pytest.raises(GraphError, match="export it again") as caught:
+        ReferenceExecutor(broken)
+    assert "\n" not in str(caught.value)

@@ -266,3 +266,27 @@ def test_copied_criterion_has_a_reference_of_its_own(reference: nn.Module) -> No
     with torch.no_grad():
         other.reference[0].weight.zero_()
     assert criterion.reference[0].weight.abs().max() > 0
+
+
+def test_quant_tensors_are_unwrapped() -> None:
+    from brevitas.nn import QuantLinear
+    from brevitas.quant import Int8ActPerTensorFloat
+
+    layer = QuantLinear(4, 3, bias=False, output_quant=Int8ActPerTensorFloat)
+    layer.return_quant_tensor = True
+    x, y = torch.rand(8, 4), torch.randint(3, (8,))
+    logits = layer(x)
+    assert not isinstance(logits, torch.Tensor)
+    reference = nn.Linear(4, 3)
+    wrapped = DivQATLoss(reference, alpha=0.1)(logits, y, x)
+    plain = DivQATLoss(reference, alpha=0.1)(logits.value, y, x)
+    assert torch.equal(wrapped, plain)
+
+
+@pytest.mark.parametrize("classes", [1, 7])
+def test_a_reference_of_other_classes_is_refused(classes: int) -> None:
+    criterion = DivQATLoss(nn.Linear(4, classes), alpha=0.1)
+    x, y = torch.rand(8, 4), torch.randint(3, (8,))
+    with pytest.raises(ValueError, match="both need the same classes"):
+        criterion(nn.Linear(4, 3)(x), y, x)
+    assert int(criterion.step) == 0

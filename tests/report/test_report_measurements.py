@@ -187,3 +187,11 @@ def test_unknown_keys_are_tolerated(write_run: Callable[..., Path]) -> None:
     content = json.loads((run / "measurements" / "qat.json").read_text(encoding="utf-8"))
     assert content["from_the_future"]
     load_measurements([run])
+
+
+def test_runs_of_other_settings_are_not_averaged(write_run: Callable[..., Path]) -> None:
+    runs = [write_run(0), write_run(1)]
+    for run, lr in zip(runs, (0.1, 0.2), strict=True):
+        (run / "config.yaml").write_text(f"seed: {lr}\ndata_root: {lr}\nlr: {lr}\n")
+    with pytest.raises(ConfigError, match="lr is 0.2, but 0.1 in .* only runs that differ in seed"):
+        load_measurements(runs)
