@@ -33,16 +33,28 @@ class _Parser(ArgumentParser):
     """Spells flags with hyphens, though fields have underscores; raises its errors as ours."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        line = " ".join(message.split())
-        raise ConfigError(re.sub(r'Parser key "(\w+)":', _flag_name, line)) from ex
+        raise ConfigError(_in_plain_words(" ".join(message.split()))) from ex
 
     def format_help(self, formatter: Any = None) -> str:
         words = super().format_help(formatter).split(" ")
         return " ".join(w.replace("_", "-") if w.lstrip("[").startswith("--") else w for w in words)
 
 
-def _flag_name(match: re.Match[str]) -> str:
-    return f"--{match[1].replace('_', '-')}:"
+def _in_plain_words(message: str) -> str:
+    """Put jsonargparse's complaint about a value as the rest of this program would."""
+    message = re.sub(r"\b(run|train|export|attack|report)\.(?=\w)", "", message)
+    found = re.search(
+        r'Parser key "(?P<flag>\w+)": .*?'
+        r"(?:<class '(?P<type>\w+)'>|typing\.Literal\[(?P<of>.*?)\]).*?"
+        r"(?:Given|Got) value: (?P<value>.*)",
+        message,
+    )
+    if found is None:
+        return message
+    words = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+    kind = found["type"]
+    expected = words.get(kind, kind) if kind else f"one of {found['of']}"
+    return f"--{found['flag'].replace('_', '-')}: expected {expected}, got {found['value']!r}"
 
 
 @dataclass(frozen=True)
@@ -212,7 +224,7 @@ def _use_config(
         try:
             parser.parse_object({name: value}, defaults=False, _skip_required=True)
         except ConfigError as error:
-            raise ConfigError(f"{file}: {name} is {value!r}: {error}") from error
+            raise ConfigError(f"{file}: {error}") from error
     parser.set_defaults(chosen)
 
 

@@ -522,3 +522,20 @@ def test_another_preset_replaces_what_the_file_s_preset_stood_for(tmp_path: Path
 def test_an_empty_argument_is_refused(argv: list[str], capfd: Capture) -> None:
     assert status(*argv) == 2
     assert len(capfd.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ("--alpha nan", "--alpha: expected a number, got 'nan'"),
+        ("--act-bits x", "--act-bits: expected a whole number, got 'x'"),
+        ("--bits 3.5", "--bits: expected a whole number, got '3.5'"),
+        ("--policy foo", "--policy: expected one of 'random', 'adaptive', got 'foo'"),
+        ("--download maybe", "--download: expected true or false, got 'maybe'"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_named_in_plain_words(
+    capfd: Capture, arguments: str, complaint: str
+) -> None:
+    assert status("run", *arguments.split()) == 2
+    assert capfd.readouterr().err == f"divqat: error: {complaint}\n"
