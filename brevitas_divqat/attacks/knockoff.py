@@ -213,6 +213,8 @@ def _cluster(pool: NDArray[np.uint8], seed: int) -> NDArray[np.int64]:
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
 
+    if len(pool) == 1:  # nothing to take components of
+        return np.zeros(1, np.int64)
     flat = pool.reshape(len(pool), -1)
     state = np.random.RandomState(derive_seed(seed, "clusters"))
     sample = flat[state.permutation(len(flat))[:CLUSTERING_IMAGES]].astype(np.float32) / 255
