@@ -74,14 +74,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process by default.
 
     Returns:
-        The exit status: 0, or 2 for a user's mistake. (The parser's own errors exit with 2.)
+        The exit status: 0, 2 for a user's mistake, 130 for an interruption.
     """
+    arguments = list(sys.argv[1:] if argv is None else argv)
     _quieten()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without "±" is no error
     try:
-        command, settings = _parse(list(sys.argv[1:] if argv is None else argv))
+        command, settings = _parse(arguments)
         command.function(settings)
         sys.stdout.flush()
     except DivQATError as error:
@@ -94,15 +95,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"divqat: error: cannot read or write{where}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"divqat: interrupted{_way_on(argv)}", file=sys.stderr)
+        print(f"divqat: interrupted{_way_on(arguments)}", file=sys.stderr)
         return 130
     return 0
 
 
-def _way_on(argv: Sequence[str] | None) -> str:
+def _command_name(argv: list[str]) -> str | None:
+    return next((a for a in argv if a in COMMANDS), None)
+
+
+def _way_on(argv: list[str]) -> str:
     """Say how to go on after an interruption, where that is possible."""
-    arguments = sys.argv[1:] if argv is None else argv
-    if any(command in arguments for command in ("run", "train")):
+    if _command_name(argv) in ("run", "train"):
         return "; what is finished is kept, go on with --resume"
     return ""
 
@@ -125,7 +129,7 @@ def _parse(argv: list[str]) -> tuple[_Command, Namespace]:
     subcommands = top.add_subcommands(metavar="COMMAND", help="")
     if "" in argv or any(a.startswith("--") and a.endswith("=") for a in argv):
         raise ConfigError("an argument is empty: give it a value or leave it out")
-    name = next((a for a in argv if a in COMMANDS), None)
+    name = _command_name(argv)
     for key, command in COMMANDS.items():
         parser = _Parser(description=command.help, allow_abbrev=False)
         if key == name:  # the others' flags would cost their imports
@@ -150,31 +154,31 @@ def _flag_value(flag: str, argv: list[str]) -> str | None:
     return values[0] if values else None
 
 
-def _run_of_graph(argv: list[str]) -> Path | None:
-    """Find the configuration of the run in whose folder the graph to attack lies."""
-    if argv[:1] != ["attack"]:
-        return None
-    files = (Path(a).resolve().parent.parent / "config.yaml" for a in argv if a.endswith(".onnx"))
-    return next((file for file in files if file.is_file()), None)
+def _run_of(graph: Path) -> Path | None:
+    """Find the run in whose folder a graph lies: RUN/METHOD/model.onnx."""
+    from brevitas_divqat.evaluation.config import CONFIG_FILE
+
+    folder = graph.resolve().parent.parent
+    return folder if (folder / CONFIG_FILE).is_file() else None
 
 
-def _groups() -> dict[str, type]:
+def _groups() -> dict[str, Any]:
     """Name each group of settings by its field in ``RunConfig``."""
-    from brevitas_divqat.attacks import AttackConfig
-    from brevitas_divqat.data import DataConfig
-    from brevitas_divqat.loss import LossConfig
-    from brevitas_divqat.models import ModelConfig
-    from brevitas_divqat.training import TrainingConfig
-    from brevitas_divqat.victims import OutputInterface
+    from brevitas_divqat.evaluation import RunConfig
 
-    return {
-        "data": DataConfig,
-        "model": ModelConfig,
-        "training": TrainingConfig,
-        "loss": LossConfig,
-        "interface": OutputInterface,
-        "attack": AttackConfig,
-    }
+    return {f.name: f.default_factory for f in fields(RunConfig) if f.name in ALL_GROUPS}
+
+
+def _config_file(argv: list[str]) -> Path | None:
+    """Find the file of settings: the one that is named, or that of the run to attack."""
+    from brevitas_divqat.evaluation.config import CONFIG_FILE
+
+    named = _flag_value("--config", argv)
+    if named is not None:
+        return Path(named)
+    graphs = (Path(a) for a in argv if a.endswith(".onnx"))
+    runs = (_run_of(graph) for graph in graphs) if _command_name(argv) == "attack" else ()
+    return next((run / CONFIG_FILE for run in runs if run), None)
 
 
 def _add_arguments(parser: ArgumentParser, command: _Command, argv: list[str]) -> None:
@@ -186,8 +190,7 @@ def _add_arguments(parser: ArgumentParser, command: _Command, argv: list[str]) -
     parser.add_argument("--seed", type=int, default=0, help="of everything random but the splits.")
     for name in command.groups:
         parser.add_class_arguments(known[name], None)
-    config = _flag_value("--config", argv)
-    file = Path(config) if config is not None else _run_of_graph(argv)
+    file = _config_file(argv)
     if file is not None:
         _use_config(parser, command, file, known, _flag_value("--preset", argv))
 
@@ -196,7 +199,7 @@ def _use_config(
     parser: ArgumentParser,
     command: _Command,
     file: Path,
-    known: dict[str, type],
+    known: dict[str, Any],
     preset: str | None,
 ) -> None:
     """Make a file's settings the defaults; those of groups that this command lacks are skipped.
@@ -296,19 +299,16 @@ def _attack(settings: Namespace) -> None:
     config = _run_config(settings, ATTACK_GROUPS)
     graph = ReferenceExecutor(settings.graph)
     checkpoint = settings.graph.resolve().parent
-    run_folder = checkpoint.parent
-    own = (run_folder / "config.yaml").is_file()
+    own = _run_of(settings.graph)
     if settings.out is not None:
         folder = settings.out
     elif own:
-        folder = run_folder
+        folder = own
         config.check_same(folder, ATTACK_GROUPS)
     else:
         raise ConfigError(f"{settings.graph} lies in no run's folder: give a folder with --out")
-    original = settings.reference or (run_folder / "float" if own else None)
-    reference = None
-    if original is not None:
-        reference = _original(original, graph)
+    original = settings.reference or (own / "float" if own else None)
+    reference = None if original is None else _original(original, graph)
     dataset = _load(config, foreign=settings.images == "ood")
     record = attack(
         graph,

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The errors that a user can cause.
+"""The errors that a user can cause, and the check that most settings share.
 
 Each message says what was got, what was expected and what to do. The command line prints such an
 error as one line and exits with status 2; anything else that is raised is a defect of this package.
 """
 
 from __future__ import annotations
+
+from typing import get_args
 
 __all__ = [
     "BudgetExceeded",
@@ -17,6 +19,7 @@ __all__ = [
     "GraphError",
     "RunExists",
     "TrainingDiverged",
+    "check_choice",
 ]
 
 
@@ -54,3 +57,9 @@ class TrainingDiverged(DivQATError, ArithmeticError):
 
 class BudgetExceeded(DivQATError, RuntimeError):
     """A victim was asked for more answers than its query budget allows."""
+
+
+def check_choice(name: str, value: object, choices: object) -> None:
+    """Raise ConfigError unless ``value`` is one of the literal type's ``choices``."""
+    if value not in get_args(choices):
+        raise ConfigError(f"{name} is {value!r}: choose from {list(get_args(choices))}")

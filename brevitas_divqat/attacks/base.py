@@ -12,19 +12,19 @@ from scipy.special import softmax
 from torch import nn
 
 from brevitas_divqat.data import Augmentation
-from brevitas_divqat.errors import ConfigError, DataError
+from brevitas_divqat.errors import ConfigError, DataError, check_choice
 from brevitas_divqat.executors import check_images
 from brevitas_divqat.models import MODELS
 from brevitas_divqat.models.registry import check_model
 from brevitas_divqat.progress import Show
-from brevitas_divqat.training import FitConfig
+from brevitas_divqat.training import FitConfig, check_fit
 from brevitas_divqat.training.config import (
     AugmentationChoice,
     Device,
     Optimizer,
-    check_choice,
     check_positive,
     renamed,
+    suited,
 )
 from brevitas_divqat.victims import OutputInterface, QueryInterface
 
@@ -124,6 +124,15 @@ class AttackConfig:
         own = width if self.surrogate_width is None else self.surrogate_width
         return replace(self, surrogate=model, surrogate_width=own)
 
+    def check_training(self) -> None:
+        """Check that a surrogate can be trained on the whole budget's answers, before it is spent.
+
+        Raises:
+            ConfigError: if the device is not there.
+        """
+        answers = max(2, self.budget)  # a single answer is trained on twice
+        check_fit(self.fit_config("none", answers), answers)
+
     def fit_config(self, augmentation: Augmentation, images: int) -> FitConfig:
         """Return the settings of the surrogate's training on ``images`` answered images."""
         return FitConfig(
@@ -132,9 +141,7 @@ class AttackConfig:
             lr=self.surrogate_lr,
             optimizer=self.surrogate_optimizer,
             weight_decay=self.surrogate_decay,
-            augmentation=augmentation
-            if self.surrogate_augmentation == "auto"
-            else self.surrogate_augmentation,
+            augmentation=suited(self.surrogate_augmentation, augmentation),
             device=self.surrogate_device,
         )
 
@@ -193,7 +200,7 @@ def check_thief(
 
     Raises:
         ConfigError: if the victim's budget is below the thief's, soft labels are asked of an
-            interface that shows none, or the surrogate is not named.
+            interface that shows none, the surrogate is not named, or its device is not there.
         DataError: if the pool is empty or its images do not fit the victim.
     """
     check_choice("labels", labels, Labels)
@@ -212,6 +219,7 @@ def check_thief(
             f"the thief wants {config.budget} queries, the victim has {victim.remaining} left: "
             "lower --budget"
         )
+    config.check_training()
     check_images(pool, victim.image_shape)
     if len(pool) == 0:
         raise DataError("the thief's pool is empty: it needs 1 image or more")

@@ -107,8 +107,7 @@ def check_settings(config: RunConfig, dataset: Dataset) -> None:
         config.training.fit_config(quantized=True, augmentation="none"),
     ):
         check_fit(fit_config, len(dataset.train))
-    budget = max(2, config.attack.budget)  # a single answer is trained on twice
-    check_fit(attack_config.fit_config("none", budget), budget)
+    attack_config.check_training()
 
 
 def open_folder(config: RunConfig, folder: Path, *, resume: bool) -> Path:
@@ -252,8 +251,6 @@ def attack(
     path = _measurement(folder, f"extraction-{name}")
     if path.exists():
         raise RunExists(f"{path} holds this attack already: choose another --out")
-    budget = max(2, config.budget)
-    check_fit(config.fit_config("none", budget), budget)
     _check_no_file_in_the_way(path.parent)
     victim = Victim(graph, interface=interface, budget=config.budget)
     knockoff = KnockoffNets(config, labels=labels, augmentation=dataset.augmentation)
@@ -310,15 +307,15 @@ def run(config: RunConfig, dataset: Dataset, folder: Path, *, progress: Progress
         file = folder / method / GRAPH_FILE
         graph = ReferenceExecutor(file if file.exists() else export(folder / method))
         measure_victim(folder / method, graph, reference, dataset, folder)
+        expected = {
+            "graph_sha256": graph.sha256,
+            "seed": config.seed,
+            "budget": config.attack.budget,
+            "policy": config.attack.policy,
+            "interface": interface_record(config.interface),
+        }
         for pool in POOLS:
             for kind in labels:
-                expected = {
-                    "graph_sha256": graph.sha256,
-                    "seed": config.seed,
-                    "budget": config.attack.budget,
-                    "policy": config.attack.policy,
-                    "interface": interface_record(config.interface),
-                }
                 path = _measurement(folder, f"extraction-{method}-{pool}-{kind}")
                 if not _is_measured(path, expected):
                     attack(

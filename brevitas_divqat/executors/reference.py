@@ -48,13 +48,13 @@ class ReferenceExecutor:
             self._graph = _with_batch_size(wrapper, batch_size)
             self._input = self._graph.graph.input[0].name
             self._output = self._graph.graph.output[0].name
-        except Exception as error:  # whatever qonnx and onnx raise, the cause is this file
-            raise _unusable(path, error) from error
-        self._check_metadata(path)
-        try:
+            self._check_metadata(path)
             self._run(np.zeros((batch_size, *self.image_shape), np.uint8))
-        except Exception as error:
-            raise _unusable(path, error) from error
+        except GraphError:
+            raise
+        except Exception as error:  # whatever qonnx and onnx raise, the cause is this file
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise GraphError(f"{path} cannot be executed ({reason}): export it again") from error
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -91,11 +91,6 @@ class ReferenceExecutor:
                     f"{path} carries damaged metadata: {name} has shape {shape}, the metadata say "
                     f"{said}; export it again"
                 )
-
-
-def _unusable(path: Path, error: Exception) -> GraphError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return GraphError(f"{path} cannot be executed ({reason}): export it again")
 
 
 def _load(path: Path) -> tuple[Any, str]:

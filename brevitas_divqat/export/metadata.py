@@ -71,24 +71,23 @@ class GraphMetadata:
         try:
             content = json.loads(text)
             schema = content.pop("schema")
+            if schema == SCHEMA:
+                return cls._from_content(content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise GraphError(f"{source} carries damaged metadata: export it again") from error
-        if schema != SCHEMA:
-            raise GraphError(
-                f"{source} carries metadata of schema {schema}, this version reads {SCHEMA}: "
-                "export it again"
-            )
-        try:
-            channels, height, width = (int(size) for size in content["image_shape"])
-            content["image_shape"] = (channels, height, width)
-            content["class_names"] = tuple(str(name) for name in content["class_names"])
-            metadata = cls(**content)
-            sound = metadata.pixel_divisor > 0 and all(
-                isinstance(part, dict)
-                for part in (metadata.bits, metadata.method, metadata.versions)
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise GraphError(f"{source} carries damaged metadata: export it again") from error
-        if not sound:
-            raise GraphError(f"{source} carries damaged metadata: export it again")
+        raise GraphError(
+            f"{source} carries metadata of schema {schema}, this version reads {SCHEMA}: "
+            "export it again"
+        )
+
+    @classmethod
+    def _from_content(cls, content: dict[str, Any]) -> GraphMetadata:
+        """Build it from parsed JSON; any of several built-in errors where that is damaged."""
+        channels, height, width = (int(size) for size in content["image_shape"])
+        content["image_shape"] = (channels, height, width)
+        content["class_names"] = tuple(str(name) for name in content["class_names"])
+        metadata = cls(**content)
+        records = (metadata.bits, metadata.method, metadata.versions)
+        if not (metadata.pixel_divisor > 0 and all(isinstance(part, dict) for part in records)):
+            raise ValueError("a divisor of 0 or less, or a record that is none")
         return metadata

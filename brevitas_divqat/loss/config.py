@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from brevitas_divqat.errors import ConfigError
+from brevitas_divqat.errors import ConfigError, check_choice
 from brevitas_divqat.loss.functional import Direction, Weighting
 
 __all__ = ["PRESETS", "LossConfig", "Preset"]
@@ -62,11 +62,8 @@ class LossConfig:
         self._check_right_class_pays()
 
     def _check_ranges(self) -> None:
-        for name, choices in (("direction", Direction), ("weighting", Weighting)):
-            if getattr(self, name) not in get_args(choices):
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)!r}: choose from {list(get_args(choices))}"
-                )
+        check_choice("direction", self.direction, Direction)
+        check_choice("weighting", self.weighting, Weighting)
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise ConfigError(f"alpha is {self.alpha}: it must be 0 (plain QAT) or more")
         if not 0 < self.softness <= MAX_TEMPERATURE:

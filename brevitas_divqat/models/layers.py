@@ -9,11 +9,11 @@ unsigned tensors only, a weight quantizer of its own in every layer.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 from torch import nn
 
-from brevitas_divqat.errors import ConfigError
+from brevitas_divqat.errors import ConfigError, check_choice
 
 __all__ = [
     "MAX_BITS",
@@ -55,10 +55,7 @@ class Precision:
                     f"{name} bits are {getattr(self, name)}: choose {MIN_BITS} to {MAX_BITS} "
                     "(FINN has no RTL for 1-bit weights)"
                 )
-        if self.weight_scale not in get_args(WeightScale):
-            raise ConfigError(
-                f"weight_scale is {self.weight_scale!r}: choose from {list(get_args(WeightScale))}"
-            )
+        check_choice("weight_scale", self.weight_scale, WeightScale)
 
 
 class Layers(Protocol):

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from brevitas_divqat.data import Augmentation
-from brevitas_divqat.errors import ConfigError
+from brevitas_divqat.errors import ConfigError, check_choice
 
 __all__ = [
     "AugmentationChoice",
@@ -34,16 +34,15 @@ FLOAT_NAMES = {
 }
 
 
-def check_choice(name: str, value: object, choices: object) -> None:
-    """Raise ConfigError unless ``value`` is one of the literal type's ``choices``."""
-    if value not in get_args(choices):
-        raise ConfigError(f"{name} is {value!r}: choose from {list(get_args(choices))}")
-
-
 def check_positive(name: str, value: float) -> None:
     """Raise ConfigError unless ``value`` is above 0 and well within float32."""
     if not 0 < value <= MAX_VALUE:
         raise ConfigError(f"{name} is {value}: it must be more than 0 and at most {MAX_VALUE:g}")
+
+
+def suited(choice: AugmentationChoice, to_data: Augmentation) -> Augmentation:
+    """Resolve ``"auto"`` to what suits the data set."""
+    return to_data if choice == "auto" else choice
 
 
 def renamed(error: ConfigError, names: Mapping[str, str]) -> ConfigError:
@@ -157,7 +156,7 @@ class TrainingConfig:
             lr=self.lr if quantized else self.float_lr,
             optimizer=self.optimizer if quantized else self.float_optimizer,
             weight_decay=self.weight_decay if quantized else self.float_decay,
-            augmentation=augmentation if self.augmentation == "auto" else self.augmentation,
+            augmentation=suited(self.augmentation, augmentation),
             device=self.device,
             precision=self.precision,
         )

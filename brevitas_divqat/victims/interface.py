@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from brevitas_divqat.errors import ConfigError
+from brevitas_divqat.errors import ConfigError, check_choice
 
 __all__ = ["InterfaceKind", "OutputInterface"]
 
@@ -36,10 +36,7 @@ class OutputInterface:
     decimals: int | None = None
 
     def __post_init__(self) -> None:
-        if self.interface not in get_args(InterfaceKind):
-            raise ConfigError(
-                f"interface is {self.interface!r}: choose from {list(get_args(InterfaceKind))}"
-            )
+        check_choice("interface", self.interface, InterfaceKind)
         if (self.interface == "top-k") != (self.top_k is not None):
             raise ConfigError(
                 f"interface is {self.interface!r} and top_k is {self.top_k}: give top_k with the "
