@@ -78,7 +78,8 @@ class ReferenceExecutor:
         from qonnx.core.onnx_exec import execute_onnx
 
         pixels = batch.astype(np.float32) / np.float32(self.metadata.pixel_divisor)
-        return execute_onnx(self._graph, {self._input: pixels})[self._output]
+        answers = execute_onnx(self._graph, {self._input: pixels})[self._output]
+        return answers * np.float32(self.metadata.output_scale)
 
     def _check_metadata(self, path: Path) -> None:
         for name, said in (

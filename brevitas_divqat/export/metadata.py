@@ -6,12 +6,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 from brevitas_divqat.errors import GraphError
 
-__all__ = ["METADATA_KEY", "SCHEMA", "GraphMetadata", "tool_versions"]
+__all__ = ["METADATA_KEY", "SCHEMA", "GraphForm", "GraphMetadata", "tool_versions"]
 
+GraphForm = Literal["exported", "integer"]
 METADATA_KEY = "brevitas_divqat"
 SCHEMA = 1
 
@@ -30,6 +31,8 @@ class GraphMetadata:
         image_shape: (channels, height, width) of the 8-bit images that it takes.
         pixel_divisor: the graph's input is a pixel (0 … 255) divided by this.
         class_names: one name per score.
+        form: ``"exported"``, with float scales, or ``"integer"``, what the hardware computes.
+        output_scale: the host multiplies the graph's output by this.
         data: name of the data set that it was trained on.
         model: name of the architecture.
         width: its width factor.
@@ -41,6 +44,8 @@ class GraphMetadata:
     image_shape: tuple[int, int, int]
     pixel_divisor: float
     class_names: tuple[str, ...]
+    form: GraphForm = "exported"
+    output_scale: float = 1.0
     data: str = "unknown"
     model: str = "unknown"
     width: float = 1.0

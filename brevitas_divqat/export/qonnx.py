@@ -86,7 +86,9 @@ def _cleaned_graph(model: nn.Module, metadata: GraphMetadata) -> Any:
                 dynamo=False,
                 disable_warnings=False,
             )
-            return cleanup_model(ModelWrapper(str(file)))
+            wrapper = ModelWrapper(str(file))
+            _name_layers(wrapper, model)
+            return cleanup_model(wrapper)
         except Exception as error:
             # Whatever torch, Brevitas, onnx or qonnx raise, the cause is this model.
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -94,6 +96,23 @@ def _cleaned_graph(model: nn.Module, metadata: GraphMetadata) -> Any:
                 f"the model cannot be exported as QONNX for images of shape "
                 f"{metadata.image_shape}: {reason[:300]}"
             ) from error
+
+
+def _name_layers(wrapper: Any, model: nn.Module) -> None:
+    """Note in every node's ``doc_string`` which module it comes from.
+
+    torch writes the modules into the nodes' names, which qonnx's cleanup replaces by numbers.
+    Quantizers count as the layer that they belong to.
+    """
+    modules = {name for name, _ in model.named_modules()}
+    for node in wrapper.graph.node:
+        layer = ""
+        for scope in node.name.strip("/").split("/")[:-1]:
+            inner = f"{layer}.{scope.rpartition('.')[2]}" if layer else scope
+            if inner not in modules or inner.endswith("_quant"):
+                break
+            layer = inner
+        node.doc_string = layer
 
 
 def _check_graph(wrapper: Any, metadata: GraphMetadata) -> None:

@@ -37,7 +37,8 @@ class Precision:
         weight: bits of the weights, 2 to 8.
         activation: bits of the activations, 2 to 8.
         edge: bits of the first and last layers' weights, 2 to 8.
-        weight_scale: one weight scale per output ``"channel"`` or per ``"tensor"``.
+        weight_scale: one weight scale per output ``"channel"`` or per ``"tensor"``; the last layer
+            has one per tensor in any case.
 
     Raises:
         ConfigError: if a bit width or the granularity is out of range.
@@ -110,6 +111,7 @@ class QuantLayers:
         from brevitas_divqat import quant
 
         self._precision = precision
+        self._tensor_quant = quant.Int8WeightPerTensorFloat
         self._weight_quant = {
             "channel": quant.Int8WeightPerChannelFloat,
             "tensor": quant.Int8WeightPerTensorFloat,
@@ -143,14 +145,18 @@ class QuantLayers:
         )
 
     def linear(self, inputs: int, outputs: int, *, edge: bool = False) -> nn.Module:
-        """Return ``QuantLinear`` without bias."""
+        """Return ``QuantLinear`` without bias.
+
+        The last layer has one scale whatever the others have: the accelerator then ranks the
+        classes by comparing integers, and leaves one scale to the host.
+        """
         from brevitas.nn import QuantLinear
 
         return QuantLinear(
             inputs,
             outputs,
             bias=False,
-            weight_quant=self._weight_quant,
+            weight_quant=self._tensor_quant if edge else self._weight_quant,
             weight_bit_width=self._weight_bits(edge),
         )
 

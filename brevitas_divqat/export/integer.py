@@ -1,0 +1,797 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""From the exported graph to the integer graph, which is what the hardware computes.
+
+Every tensor of the exported graph is told by integers: real value = arithmetic(integer * scale),
+where the arithmetic is what the graph does elementwise since the last convolution (BatchNorm, bias,
+ReLU). A quantizer turns it into thresholds on the integers; nothing else remains of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brevitas_divqat.errors import GraphError
+from brevitas_divqat.export.metadata import METADATA_KEY, GraphMetadata
+from brevitas_divqat.export.ranges import EXACT_FLOAT32, dot_range, magnitude, smallest_datatype
+from brevitas_divqat.export.thresholds import Arithmetic, find_thresholds
+
+__all__ = ["SCALES_KEY", "layer_name", "tensor_scales", "to_integer_graph"]
+
+SCALES_KEY = "brevitas_divqat_scales"
+"""Metadata property of the integer graph: name of each quantized tensor to its scale, as JSON."""
+
+ELEMENTWISE = frozenset({"BatchNormalization", "Relu", "Add", "Sub", "Mul", "Div", "Clip"})
+PIXEL_MAX = 255
+
+
+def layer_name(node: Any) -> str:
+    """Return the qualified module that a node comes from, or else the node's own name."""
+    return str(node.doc_string or node.name or node.output[0])
+
+
+def tensor_scales(graph: Any) -> dict[str, float]:
+    """Return the scale of each quantized tensor of an integer graph, by name."""
+    text = graph.get_metadata_prop(SCALES_KEY)
+    return {} if text is None else dict(json.loads(text))
+
+
+def to_integer_graph(graph: Any, *, pixel_divisor: float | None = None) -> Any:
+    """Translate an exported graph into integer weights, accumulators and thresholds.
+
+    The result is QONNX: 8-bit pixels in; ``Conv`` and ``MatMul`` of annotated integer weights;
+    ``MultiThreshold``, whose output tensors keep the names of the quantizers' outputs; integers
+    out, which the host multiplies by one scale (``GraphMetadata.output_scale``). It differs from
+    the exported graph only where that one's float32 sums are rounded across a threshold.
+
+    Args:
+        graph: an exported graph, ``ModelWrapper`` or file; it stays as it is.
+        pixel_divisor: the exported graph's input is a pixel (0 … 255) divided by this; taken from
+            the graph's metadata by default.
+
+    Returns:
+        The integer graph, a ``ModelWrapper`` of batch size 1.
+
+    Raises:
+        GraphError: naming the layer that has no integer form and what to change.
+    """
+    from qonnx.core.modelwrapper import ModelWrapper
+
+    if isinstance(graph, (str, Path)):
+        graph = ModelWrapper(str(graph))
+    text = graph.get_metadata_prop(METADATA_KEY)
+    metadata = None if text is None else GraphMetadata.from_json(text, "the graph")
+    if pixel_divisor is None:
+        if metadata is None:
+            raise GraphError(
+                "the graph does not say what its pixels are divided by: give pixel_divisor"
+            )
+        pixel_divisor = metadata.pixel_divisor
+    translation = _Translation(graph, pixel_divisor)
+    integer, output_scale = translation.run()
+    integer.set_metadata_prop(SCALES_KEY, json.dumps(translation.scales))
+    if metadata is not None:
+        served = replace(metadata, form="integer", pixel_divisor=1.0, output_scale=output_scale)
+        integer.set_metadata_prop(METADATA_KEY, served.to_json())
+    return integer
+
+
+@dataclass(frozen=True)
+class _Constant:
+    """A tensor that depends on no image; what a quantizer made carries its integers.
+
+    Attributes:
+        value: the float tensor.
+        integers: None where no quantizer made it.
+        scale: of the integers, broadcast to their shape.
+        datatype: of the integers.
+    """
+
+    value: NDArray[Any]
+    integers: NDArray[np.int64] | None = None
+    scale: NDArray[np.float64] | None = None
+    datatype: Any = None
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A tensor of the exported graph told by an integer tensor.
+
+    Attributes:
+        tensor: the integer tensor.
+        shape: its shape.
+        low: (C,) least integers, or () for all channels.
+        high: greatest integers, likewise.
+        scale: () or (C,): integer * scale is where the arithmetic starts.
+        nodes: the arithmetic that follows.
+        weights: name of the initializer whose sign decides the integers' sign, if there is one.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    low: NDArray[np.int64]
+    high: NDArray[np.int64]
+    scale: NDArray[np.float64]
+    nodes: tuple[Any, ...] = ()
+    weights: str | None = None
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        return int(self.low.min()), int(self.high.max())
+
+
+class _Translation:
+    """One walk over an exported graph."""
+
+    def __init__(self, graph: Any, pixel_divisor: float) -> None:
+        from onnx import numpy_helper
+
+        self._source = graph
+        self._constants = {
+            tensor.name: _Constant(numpy_helper.to_array(tensor))
+            for tensor in graph.graph.initializer
+        }
+        self._values: dict[str, _Value] = {}
+        self._nodes: list[Any] = []
+        self._initializers: dict[str, NDArray[np.float32]] = {}
+        self._datatypes: dict[str, Any] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._pixel_divisor = pixel_divisor
+        self._layer = "the input"
+        self.scales: dict[str, float] = {}
+        self._opsets = dict(graph.get_opset_imports())
+
+    def run(self) -> tuple[Any, float]:
+        """Return the integer graph and the scale of its output."""
+        self._enter()
+        rules: dict[str, Callable[[Any], None]] = {
+            "Quant": self._quant,
+            "BipolarQuant": self._quant,
+            "Conv": self._conv,
+            "MatMul": self._matmul,
+            "Gemm": self._gemm,
+            "MaxPool": self._max_pool,
+            "AveragePool": self._average_pool,
+            "GlobalAveragePool": self._average_pool,
+            "Trunc": self._trunc,
+            "Flatten": self._flatten,
+            "Reshape": self._flatten,
+            "Identity": self._same,
+            "Dropout": self._same,
+            **dict.fromkeys(ELEMENTWISE, self._elementwise),
+        }
+        for node in self._source.graph.node:
+            self._layer = f"layer {layer_name(node)} ({node.op_type})"
+            if all(name in self._constants for name in node.input if name):
+                self._fold(node)
+            elif node.op_type in rules:
+                rules[node.op_type](node)
+            else:
+                self._refuse(
+                    "has no integer form", "use layers that FINN builds, see `divqat check`"
+                )
+        return self._finish()
+
+    # What every rule needs
+
+    def _refuse(self, found: str, remedy: str) -> None:
+        raise GraphError(f"{self._layer} {found}: {remedy}")
+
+    def _value(self, name: str) -> _Value:
+        if name not in self._values:
+            self._refuse(
+                f"reads {name}, which no integer describes", "average pools need a Trunc quantizer"
+            )
+        return self._values[name]
+
+    def _quantized(self, name: str) -> _Value:
+        """Return a value that is integer * one scale, as a layer's input has to be."""
+        value = self._value(name)
+        if value.nodes:
+            last = value.nodes[-1]
+            self._refuse(
+                f"reads what {layer_name(last)} ({last.op_type}) gives, which is not quantized",
+                "put an activation quantizer between them",
+            )
+        if value.scale.ndim:
+            self._refuse(
+                "reads a tensor with a scale per channel",
+                "quantize its input with one scale per tensor",
+            )
+        return value
+
+    def _emit(
+        self,
+        op_type: str,
+        inputs: list[str],
+        output: str,
+        shape: tuple[int, ...],
+        datatype: Any,
+        **attributes: Any,
+    ) -> None:
+        from onnx import helper
+
+        domain = "qonnx.custom_op.general" if op_type in CUSTOM_OPERATORS else ""
+        node = helper.make_node(
+            op_type,
+            inputs,
+            [output],
+            name=f"{op_type}_{len(self._nodes)}",
+            domain=domain,
+            **attributes,
+        )
+        node.doc_string = self._layer.removeprefix("layer ").rpartition(" (")[0]
+        self._nodes.append(node)
+        self._shapes[output] = shape
+        self._datatypes[output] = datatype
+
+    def _initializer(self, name: str, value: NDArray[Any], datatype: Any = None) -> str:
+        self._initializers[name] = np.asarray(value, np.float32)
+        if datatype is not None:
+            self._datatypes[name] = datatype
+        return name
+
+    def _shape(self, tensor: str) -> tuple[int, ...]:
+        return tuple(self._source.get_tensor_shape(tensor))
+
+    # Constants
+
+    def _fold(self, node: Any) -> None:
+        """Run a node that depends on no image."""
+        if node.op_type in ("Quant", "BipolarQuant"):
+            self._constants[node.output[0]] = self._quantized_constant(node)
+            return
+        source = self._constants[node.input[0]]
+        value = self._run_alone(node, source.value)
+        if node.op_type in ("Transpose", "Reshape", "Identity") and source.integers is not None:
+            assert source.scale is not None
+            self._constants[node.output[0]] = _Constant(
+                value,
+                self._run_alone(node, source.integers.astype(np.float32)).astype(np.int64),
+                self._run_alone(node, source.scale.astype(np.float32)).astype(np.float64),
+                source.datatype,
+            )
+        else:
+            self._constants[node.output[0]] = _Constant(value)
+
+    def _run_alone(self, node: Any, first: NDArray[Any]) -> NDArray[Any]:
+        """Run one node on constants, ``first`` in place of its first input."""
+        from onnx import helper, numpy_helper
+        from onnx.reference import ReferenceEvaluator
+
+        others = [
+            numpy_helper.from_array(self._constants[name].value, name)
+            for name in dict.fromkeys(node.input[1:])
+            if name and name != node.input[0]
+        ]
+        graph = helper.make_graph(
+            [node],
+            "constant",
+            [helper.make_tensor_value_info(node.input[0], 1, first.shape)],
+            [helper.make_tensor_value_info(node.output[0], 1, None)],
+            others,
+        )
+        opsets = [helper.make_opsetid("", self._opsets.get("", 13))]
+        model = helper.make_model(graph, opset_imports=opsets)
+        (result,) = ReferenceEvaluator(model).run(None, {node.input[0]: first})
+        return np.asarray(result)
+
+    def _quantized_constant(self, node: Any) -> _Constant:
+        from qonnx.core.datatype import DataType
+        from qonnx.custom_op.general.bipolar_quant import binary_quant
+        from qonnx.custom_op.general.intquant import int_quant
+
+        value = self._constants[node.input[0]].value
+        scale = self._constants[node.input[1]].value
+        if node.op_type == "BipolarQuant":
+            quantized, datatype = binary_quant(value, scale), DataType["BIPOLAR"]
+        else:
+            zero_point, bits = (self._constants[name].value for name in node.input[2:4])
+            self._check_zero_point(zero_point)
+            signed, narrow, rounding = self._quant_attributes(node)
+            quantized = int_quant(value, scale, zero_point, bits, signed, narrow, rounding)
+            datatype = DataType[f"{'INT' if signed else 'UINT'}{int(bits)}"]
+            if bits == 1 and signed:
+                datatype = DataType["BIPOLAR"]
+        quantized = np.asarray(quantized, np.float32)
+        wide = np.broadcast_to(scale, quantized.shape).astype(np.float64)
+        integers = np.rint(quantized / wide).astype(np.int64)
+        return _Constant(quantized, integers, wide, datatype)
+
+    def _check_zero_point(self, zero_point: NDArray[Any]) -> None:
+        if (zero_point != 0).any():
+            self._refuse(
+                f"has zero-point {float(np.ravel(zero_point)[0]):g}", "use a quantizer with 0"
+            )
+
+    @staticmethod
+    def _quant_attributes(node: Any) -> tuple[bool, bool, str]:
+        from onnx import helper
+
+        found = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        rounding = found.get("rounding_mode", b"ROUND")
+        return bool(found.get("signed", 1)), bool(found.get("narrow", 1)), rounding.decode()
+
+    # Entrance and exit
+
+    def _enter(self) -> None:
+        from onnx import helper
+        from qonnx.core.datatype import DataType
+
+        (source,) = self._source.graph.input
+        divisor = "pixel_divisor"
+        self._constants[divisor] = _Constant(np.float32(self._pixel_divisor))
+        shape = self._shape(source.name)
+        self._values[source.name] = _Value(
+            source.name,
+            shape,
+            np.array(0),
+            np.array(PIXEL_MAX),
+            np.array(1.0),
+            (helper.make_node("Div", [source.name, divisor], ["pixels_divided"]),),
+        )
+        self._shapes[source.name] = shape
+        self._datatypes[source.name] = DataType["UINT8"]
+
+    def _finish(self) -> tuple[Any, float]:
+        from onnx import TensorProto, helper
+        from qonnx.core.modelwrapper import ModelWrapper
+
+        (output,) = self._source.graph.output
+        self._layer = f"layer {layer_name(self._source.find_producer(output.name))} (the output)"
+        value = self._output_bias(self._value(output.name), output.name)
+        if value.nodes:
+            self._refuse(
+                f"ends in {value.nodes[-1].op_type} on float values, and no threshold follows",
+                "leave it out, or quantize the scores",
+            )
+        if value.scale.ndim:
+            self._refuse(
+                "has one scale per class, but one is left to the host",
+                "give the last layer a weight quantizer with one scale per tensor",
+            )
+        if value.tensor != output.name:
+            self._rename(value.tensor, output.name)
+        source = self._source.graph.input[0].name
+
+        def info(name: str) -> Any:
+            return helper.make_tensor_value_info(name, TensorProto.FLOAT, self._shapes[name])
+
+        inner = [n for n in self._shapes if n not in (source, output.name)]
+        graph = helper.make_graph(
+            self._nodes,
+            "integer",
+            [info(source)],
+            [info(output.name)],
+            value_info=[info(name) for name in inner],
+        )
+        opsets = [helper.make_opsetid(domain, number) for domain, number in self._opsets.items()]
+        opsets += [helper.make_opsetid("qonnx.custom_op.general", 1)][
+            : "qonnx.custom_op.general" not in self._opsets
+        ]
+        proto = helper.make_model(graph, opset_imports=opsets)
+        proto.ir_version = self._source.model.ir_version
+        integer = ModelWrapper(proto)
+        for name, array in self._initializers.items():
+            integer.set_initializer(name, array)
+        for name, datatype in self._datatypes.items():
+            integer.set_tensor_datatype(name, datatype)
+        return integer, float(value.scale)
+
+    def _output_bias(self, value: _Value, output: str) -> _Value:
+        """Keep a last bias that was quantized with the accumulator's scale as an integer sum."""
+        if len(value.nodes) != 1 or value.nodes[0].op_type != "Add" or value.scale.ndim:
+            return value
+        bias = self._constants[value.nodes[0].input[1]]
+        if bias.integers is None or bias.scale is None:
+            return value
+        if not np.allclose(bias.scale, value.scale, rtol=SCALE_TOLERANCE, atol=0):
+            return value
+        low, high = value.low + bias.integers.ravel(), value.high + bias.integers.ravel()
+        least, greatest = int(low.min()), int(high.max())
+        name = self._initializer(
+            f"{output}_bias",
+            bias.integers,
+            smallest_datatype(int(bias.integers.min()), int(bias.integers.max())),
+        )
+        tensor = f"{value.tensor}_biased"
+        self._emit(
+            "Add", [value.tensor, name], tensor, value.shape, smallest_datatype(least, greatest)
+        )
+        return replace(value, tensor=tensor, nodes=(), low=low, high=high)
+
+    def _rename(self, old: str, new: str) -> None:
+        for node in self._nodes:
+            for names in (node.input, node.output):
+                for i, name in enumerate(names):
+                    if name == old:
+                        names[i] = new
+        self._shapes[new] = self._shapes.pop(old)
+        self._datatypes[new] = self._datatypes.pop(old)
+        if old in self.scales:
+            self.scales[new] = self.scales.pop(old)
+
+    # Elementwise arithmetic and quantizers
+
+    def _same(self, node: Any) -> None:
+        self._values[node.output[0]] = self._value(node.input[0])
+
+    def _elementwise(self, node: Any) -> None:
+        variable = [name for name in node.input if name and name not in self._constants]
+        if len(variable) == 2 and node.op_type == "Add":
+            self._residual(node)
+            return
+        if len(variable) != 1:
+            self._refuse("combines two tensors", "only residual additions have an integer form")
+        if node.input[0] != variable[0]:
+            if node.op_type not in ("Add", "Mul"):
+                self._refuse("takes a constant as its first operand", "swap the operands")
+            node = _swapped(node)
+        value = self._value(variable[0])
+        self._check_per_channel(node, value)
+        self._values[node.output[0]] = replace(value, nodes=(*value.nodes, node))
+
+    def _check_per_channel(self, node: Any, value: _Value) -> None:
+        rank, channels = len(value.shape), value.shape[1]
+        for name in node.input[1:]:
+            if not name:
+                continue
+            shape = self._constants[name].value.shape
+            if node.op_type == "BatchNormalization":
+                continue
+            padded = (1,) * (rank - len(shape)) + shape
+            if (
+                len(padded) > rank
+                or padded[1] not in (1, channels)
+                or padded[:1] + padded[2:] != (1,) * (rank - 1)
+            ):
+                self._refuse(
+                    f"has a constant of shape {shape}", "use one value per channel or per tensor"
+                )
+
+    def _arithmetic(self, value: _Value, *more: Any) -> Arithmetic:
+        constants = {name: constant.value for name, constant in self._constants.items()}
+        return Arithmetic((*value.nodes, *more), constants, self._opsets, len(value.shape))
+
+    def _ends(self, value: _Value) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        channels = (value.shape[1],)
+        return np.broadcast_to(value.low, channels), np.broadcast_to(value.high, channels)
+
+    def _increasing(self, value: _Value, *more: Any) -> _Value:
+        """Turn the signs of a layer's output channels whose arithmetic decreases."""
+        apply = self._arithmetic(value, *more)
+        first, last = (apply(end[None], value.scale)[0] for end in self._ends(value))
+        falling = first > last
+        if not falling.any():
+            return value
+        name = value.weights
+        readers = [] if name is None else self._source.find_consumers(value.tensor)
+        if name is None or len(readers) > 1:
+            self._refuse(
+                f"decreases in {int(falling.sum())} channels (a BatchNorm with negative gain?) "
+                "of a tensor that is no layer's alone",
+                "put a convolution before it, or keep the gain positive",
+            )
+        assert name is not None
+        sign = np.where(falling, -1, 1)
+        weights = self._initializers[name]
+        axis = 1 if weights.ndim == 2 else 0
+        shape = [1] * weights.ndim
+        shape[axis] = -1
+        self._initializers[name] = weights * sign.reshape(shape).astype(np.float32)
+        self._datatypes[name] = _symmetric(self._datatypes[name], self._initializers[name])
+        low, high = self._ends(value)
+        low, high = np.where(falling, -high, low), np.where(falling, -low, high)
+        self._datatypes[value.tensor] = smallest_datatype(int(low.min()), int(high.max()))
+        return replace(value, low=low, high=high, scale=value.scale * sign)
+
+    def _quant(self, node: Any) -> None:
+        value = self._value(node.input[0])
+        missing = [name for name in node.input[1:] if name not in self._constants]
+        if missing:
+            self._refuse("computes its scale from the image", "use a static quantizer")
+        if node.op_type == "BipolarQuant":
+            self._refuse("has bipolar activations", "use 2 bits or more")
+        scale, zero_point, bits = (self._constants[name].value for name in node.input[1:4])
+        self._check_zero_point(zero_point)
+        if scale.size != 1:
+            self._refuse("has an activation scale per channel", "use one scale per tensor")
+        signed, narrow, _ = self._quant_attributes(node)
+        width = int(np.ravel(bits)[0])
+        if signed and width == 1:
+            self._refuse("has 1-bit activations", "use 2 bits or more")
+        step = float(np.ravel(scale)[0])
+        least = -(2 ** (width - 1)) + narrow if signed else 0
+        most = 2 ** (width - 1) - 1 if signed else 2**width - 1 - narrow
+        value = self._increasing(value, node)
+        apply = self._arithmetic(value, node)
+
+        def level(integers: NDArray[np.int64]) -> NDArray[np.int64]:
+            return np.rint(apply(integers, value.scale).astype(np.float64) / step).astype(np.int64)
+
+        ends = self._ends(value)
+        thresholds = find_thresholds(level, *ends, range(least + 1, most + 1))
+        output = node.output[0]
+        if self._is_identity(value, thresholds, least):
+            self._values[output] = replace(value, nodes=(), scale=np.array(step))
+            self.scales[value.tensor] = step
+            return
+        reached = [level(end[None])[0] for end in ends]
+        low, high = int(reached[0].min()), int(reached[1].max())
+        if (thresholds == thresholds[:1]).all() and len(thresholds) > 1:
+            thresholds = thresholds[:1]
+        name = self._initializer(
+            f"{output}_thresholds",
+            thresholds,
+            smallest_datatype(int(thresholds.min()), int(thresholds.max())),
+        )
+        datatype = smallest_datatype(least, most)
+        self._emit(
+            "MultiThreshold",
+            [value.tensor, name],
+            output,
+            value.shape,
+            datatype,
+            out_dtype=datatype.name,
+            out_bias=float(least),
+        )
+        self.scales[output] = step
+        self._values[output] = _Value(
+            output, value.shape, np.array(low), np.array(high), np.array(step)
+        )
+
+    def _is_identity(self, value: _Value, thresholds: NDArray[np.int64], least: int) -> bool:
+        """Tell whether the quantizer gives each integer back, as 8-bit pixels of scale 1/256."""
+        low, high = value.bounds
+        return bool(
+            least == low
+            and thresholds.shape[1] >= high - low
+            and (thresholds[:, : high - low] == np.arange(low + 1, high + 1)).all()
+            and (thresholds[:, high - low :] > high).all()
+        )
+
+    # Layers
+
+    def _weights(self, name: str) -> _Constant:
+        constant = self._constants.get(name)
+        if constant is None:
+            self._refuse("multiplies two tensors", "only constant weights have an integer form")
+        assert constant is not None
+        if constant.integers is None:
+            self._refuse("has weights in full precision", "give it a weight quantizer")
+        return constant
+
+    def _output_scale(self, weights: _Constant, axis: int) -> NDArray[np.float64]:
+        assert weights.scale is not None
+        rows = np.moveaxis(weights.scale, axis, 0).reshape(weights.scale.shape[axis], -1)
+        if (rows != rows[:, :1]).any():
+            self._refuse(
+                "has weight scales that differ within an output channel",
+                "use one scale per tensor or per output channel",
+            )
+        per_channel = rows[:, 0]
+        return per_channel[:1].reshape(()) if (per_channel == per_channel[0]).all() else per_channel
+
+    def _dot(
+        self,
+        node: Any,
+        op_type: str,
+        value: _Value,
+        weights: _Constant,
+        axis: int,
+        bias: str | None,
+        **attributes: Any,
+    ) -> None:
+        """Emit a layer, prove its accumulators' range, note its scale and bias."""
+        from onnx import helper
+
+        assert weights.integers is not None
+        output = node.output[0]
+        integers = weights.integers
+        rows = np.moveaxis(integers, axis, 0).reshape(integers.shape[axis], -1)
+        largest = int(magnitude(rows, *value.bounds).max())
+        if largest >= EXACT_FLOAT32:
+            self._refuse(
+                f"has sums of up to {largest}, from {EXACT_FLOAT32} on float32 is not exact",
+                "use fewer bits or fewer inputs",
+            )
+        low, high = dot_range(rows, *value.bounds)
+        name = self._initializer(f"{output}_weights", integers, weights.datatype)
+        shape = self._shape(output)
+        datatype = smallest_datatype(int(low.min()), int(high.max()))
+        self._emit(op_type, [value.tensor, name], output, shape, datatype, **attributes)
+        scale = value.scale * self._output_scale(weights, axis)
+        nodes: tuple[Any, ...] = ()
+        if bias:
+            spread = f"{output}_bias_spread"
+            constant = self._constants[bias]
+            wide = (1, -1) + (1,) * (len(shape) - 2)
+            self._constants[spread] = replace(
+                constant,
+                value=constant.value.reshape(wide),
+                integers=None if constant.integers is None else constant.integers.reshape(wide),
+                scale=None if constant.scale is None else constant.scale.reshape(wide),
+            )
+            nodes = (helper.make_node("Add", [output, spread], [f"{output}_plus_bias"]),)
+            nodes[0].doc_string = node.doc_string
+        self._values[output] = _Value(output, shape, low, high, scale, nodes, name)
+
+    def _conv(self, node: Any) -> None:
+        from onnx import helper
+
+        value = self._quantized(node.input[0])
+        bias = node.input[2] if len(node.input) > 2 else None
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        self._dot(node, "Conv", value, self._weights(node.input[1]), 0, bias, **attributes)
+
+    def _matmul(self, node: Any) -> None:
+        value = self._quantized(node.input[0])
+        self._dot(node, "MatMul", value, self._weights(node.input[1]), 1, None)
+
+    def _gemm(self, node: Any) -> None:
+        from onnx import helper
+
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if attributes.get("transA", 0) or any(
+            attributes.get(n, 1.0) != 1 for n in ("alpha", "beta")
+        ):
+            self._refuse("is a scaled or transposed product", "use a plain linear layer")
+        weights = self._weights(node.input[1])
+        if attributes.get("transB", 0):
+            assert weights.integers is not None
+            assert weights.scale is not None
+            weights = replace(
+                weights,
+                value=weights.value.T,
+                integers=weights.integers.T,
+                scale=weights.scale.T,
+            )
+        bias = node.input[2] if len(node.input) > 2 else None
+        self._dot(node, "MatMul", self._quantized(node.input[0]), weights, 1, bias)
+
+    def _residual(self, node: Any) -> None:
+        first, second = (self._quantized(name) for name in node.input)
+        if first.scale != second.scale:
+            self._refuse(
+                f"adds scales {float(first.scale):g} and {float(second.scale):g}",
+                "quantize both branches with one shared quantizer",
+            )
+        low, high = (a + b for a, b in zip(first.bounds, second.bounds, strict=True))
+        output = node.output[0]
+        shape = self._shape(output)
+        if first.shape != second.shape:
+            self._refuse(f"adds shapes {first.shape} and {second.shape}", "make them equal")
+        self._emit(
+            "Add", [first.tensor, second.tensor], output, shape, smallest_datatype(low, high)
+        )
+        self._values[output] = _Value(output, shape, np.array(low), np.array(high), first.scale)
+
+    # Pools and shapes
+
+    def _max_pool(self, node: Any) -> None:
+        from onnx import helper
+
+        value = self._increasing(self._value(node.input[0]))
+        output = node.output[0]
+        shape = self._shape(output)
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        datatype = self._datatypes[value.tensor]
+        self._emit("MaxPool", [value.tensor], output, shape, datatype, **attributes)
+        self._values[output] = replace(value, tensor=output, shape=shape, weights=None)
+
+    def _average_pool(self, node: Any) -> None:
+        """Wait for the Trunc that makes integers of the mean."""
+        readers = self._source.find_consumers(node.output[0]) or []
+        if [reader.op_type for reader in readers] != ["Trunc"]:
+            self._refuse(
+                "averages without truncation to integers",
+                "use TruncAvgPool2d with FLOOR, a strided convolution, or a max pool",
+            )
+        self._quantized(node.input[0])
+
+    def _trunc(self, node: Any) -> None:
+        from onnx import helper
+
+        pool = self._source.find_producer(node.input[0])
+        if pool is None or pool.op_type not in ("AveragePool", "GlobalAveragePool"):
+            self._refuse("truncates something else than an average pool", "leave it out")
+        value = self._quantized(pool.input[0])
+        found = {a.name: helper.get_attribute_value(a) for a in pool.attribute}
+        height, width = value.shape[2:]
+        kernel = list(found.get("kernel_shape", (height, width)))
+        strides = list(found.get("strides", (1, 1) if "kernel_shape" in found else kernel))
+        if len(set(kernel)) > 1 or len(set(strides)) > 1 or any(found.get("pads", ())):
+            self._refuse(
+                f"averages windows of {kernel}, strides {strides}, pads {found.get('pads')}",
+                "use square windows without padding",
+            )
+        rounding = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if rounding.get("rounding_mode", b"FLOOR").upper() != b"FLOOR":
+            self._refuse(
+                f"rounds by {rounding['rounding_mode'].decode()}",
+                "use FLOOR (float_to_int_impl_type='floor')",
+            )
+        self._shift(node, value, kernel[0], strides[0])
+
+    def _shift(self, node: Any, value: _Value, kernel: int, stride: int) -> None:
+        """Emit the sum of a window and its shift, which is what Trunc makes of the mean."""
+        constants = [self._constants[name].value for name in node.input[1:]]
+        scale, zero_point, *_, bits = constants
+        if len(constants) != 5:
+            self._refuse("is of an older QONNX version", "export it with this version of Brevitas")
+        self._check_zero_point(zero_point)
+        step, out_step = (float(np.ravel(c)[0]) for c in (scale, constants[3]))
+        datatype = self._datatypes[value.tensor]
+        signed = datatype.signed()
+        width = datatype.bitwidth()
+        out_bits = int(np.ravel(bits)[0])
+        largest = (2**width - 1) * kernel * kernel
+        shift = max(0, largest.bit_length() - out_bits)
+        if 2**shift != 2 ** round(np.log2(out_step / step)) or not np.isclose(
+            step * kernel * kernel, float(value.scale), rtol=SCALE_TOLERANCE, atol=0
+        ):
+            self._refuse(
+                f"scales the sum of {kernel * kernel} by {float(value.scale) / out_step:g}, "
+                f"hardware shifts it by {shift} bits",
+                "let TruncAvgPool2d choose its scale",
+            )
+        output = node.output[0]
+        low, high = ((end * kernel * kernel) >> shift for end in value.bounds)
+        result = smallest_datatype(
+            *((-(2 ** (out_bits - 1)), 1) if signed else (0, 2**out_bits - 1))
+        )
+        shape = self._shape(output)
+        self._emit(
+            "QuantAvgPool2d",
+            [value.tensor],
+            output,
+            shape,
+            result,
+            kernel=kernel,
+            stride=stride,
+            ibits=width,
+            obits=out_bits,
+            signed=int(signed),
+            data_layout="NCHW",
+        )
+        self.scales[output] = out_step
+        self._values[output] = _Value(
+            output, shape, np.array(low), np.array(high), np.array(out_step)
+        )
+
+    def _flatten(self, node: Any) -> None:
+        value = self._value(node.input[0])
+        output = node.output[0]
+        shape = self._shape(output)
+        if len(shape) != 2 or shape[0] != value.shape[0]:
+            self._refuse(f"reshapes {value.shape} to {shape}", "flatten each image to a vector")
+        if (value.nodes or value.scale.ndim) and int(np.prod(value.shape[2:])) != 1:
+            self._refuse("flattens what is not quantized", "put an activation quantizer before it")
+        self._emit("Flatten", [value.tensor], output, shape, self._datatypes[value.tensor], axis=1)
+        self._values[output] = replace(value, tensor=output, shape=shape, weights=None)
+
+
+CUSTOM_OPERATORS = frozenset({"MultiThreshold", "QuantAvgPool2d"})
+SCALE_TOLERANCE = 1e-5
+"""Relative: products of two float32 scales, each rounded once, that should be equal."""
+
+
+def _swapped(node: Any) -> Any:
+    """Return a commutative node with its operands in the other order."""
+    from onnx import helper
+
+    swapped = helper.make_node(node.op_type, [node.input[1], node.input[0]], list(node.output))
+    swapped.doc_string = node.doc_string
+    return swapped
+
+
+def _symmetric(datatype: Any, weights: NDArray[np.float32]) -> Any:
+    """Widen the datatype of weights that have changed sign where -(-8) does not fit it any more."""
+    fits = datatype.min() <= weights.min() and weights.max() <= datatype.max()
+    return datatype if fits else smallest_datatype(int(weights.min()), int(weights.max()))
