@@ -3,17 +3,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from brevitas_divqat.errors import GraphError
 from brevitas_divqat.executors.base import check_batch_size, check_images, filled_batches
-from brevitas_divqat.export.metadata import METADATA_KEY, GraphMetadata
+from brevitas_divqat.executors.loading import load_graph, with_batch_size
 
 __all__ = ["ReferenceExecutor"]
 
@@ -24,7 +21,7 @@ class ReferenceExecutor:
     The graph is set to one batch size, and the last batch is filled up with black images.
 
     Args:
-        path: a graph that `export_qonnx` wrote.
+        path: an exported or an integer graph.
         batch_size: images per pass; larger is faster, since every pass builds its sessions anew.
 
     Attributes:
@@ -41,11 +38,10 @@ class ReferenceExecutor:
     def __init__(self, path: Path, *, batch_size: int = 256) -> None:
         check_batch_size(batch_size)
         path = Path(path)
-        wrapper, self.sha256 = _load(path)
-        self.metadata = GraphMetadata.from_json(wrapper.get_metadata_prop(METADATA_KEY), str(path))
+        wrapper, self.sha256, self.metadata = load_graph(path)
         self._batch_size = batch_size
         try:
-            self._graph = _with_batch_size(wrapper, batch_size)
+            self._graph = with_batch_size(wrapper, batch_size)
             self._input = self._graph.graph.input[0].name
             self._output = self._graph.graph.output[0].name
             self._check_metadata(path)
@@ -92,32 +88,3 @@ class ReferenceExecutor:
                     f"{path} carries damaged metadata: {name} has shape {shape}, the metadata say "
                     f"{said}; export it again"
                 )
-
-
-def _load(path: Path) -> tuple[Any, str]:
-    from google.protobuf.message import DecodeError
-    from onnx import ModelProto
-    from qonnx.core.modelwrapper import ModelWrapper
-
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise GraphError(
-            f"cannot read the graph {path} ({error.strerror}): write it with `divqat export`"
-        ) from error
-    try:
-        model = ModelProto.FromString(content)
-    except DecodeError as error:
-        raise GraphError(f"{path} is not an ONNX graph: write it with `divqat export`") from error
-    if not model.graph.node:
-        raise GraphError(f"{path} is an ONNX file without nodes: write it with `divqat export`")
-    return ModelWrapper(model), hashlib.sha256(content).hexdigest()
-
-
-def _with_batch_size(wrapper: Any, batch_size: int) -> Any:
-    from qonnx.transformation.change_batchsize import ChangeBatchSize
-    from qonnx.transformation.infer_shapes import InferShapes
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return wrapper.transform(ChangeBatchSize(batch_size)).transform(InferShapes())

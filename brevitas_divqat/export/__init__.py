@@ -3,8 +3,15 @@
 
 from __future__ import annotations
 
-from brevitas_divqat.export.integer import tensor_scales, to_integer_graph
+from brevitas_divqat.export.integer import layer_name, tensor_scales, to_integer_graph
 from brevitas_divqat.export.metadata import GraphMetadata, tool_versions
 from brevitas_divqat.export.qonnx import export_qonnx
 
-__all__ = ["GraphMetadata", "export_qonnx", "tensor_scales", "to_integer_graph", "tool_versions"]
+__all__ = [
+    "GraphMetadata",
+    "export_qonnx",
+    "layer_name",
+    "tensor_scales",
+    "to_integer_graph",
+    "tool_versions",
+]

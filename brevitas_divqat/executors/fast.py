@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The fast executor of the exported graph: one session, the reference's bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brevitas_divqat.errors import GraphError
+from brevitas_divqat.executors.base import check_batch_size, check_images
+from brevitas_divqat.executors.loading import check_same_answers, load_graph
+from brevitas_divqat.executors.lowering import lowered
+from brevitas_divqat.executors.reference import ReferenceExecutor
+from brevitas_divqat.executors.sessions import open_session
+
+__all__ = ["FastExecutor"]
+
+
+class FastExecutor:
+    """Runs an exported graph whole, in one onnxruntime session.
+
+    The scores are those of `ReferenceExecutor`, bit for bit, whatever the batch: onnxruntime's
+    kernels of single nodes are kept, and its optimisations, which round sums in other places, are
+    off. (Its matrix-vector kernel, which ``execute_onnx`` meets at batch size 1 alone, rounds
+    differently; there the reference differs from itself.)
+
+    Args:
+        path: a graph that `export_qonnx` wrote.
+        batch_size: images per pass; those of a few dozen images stay in the processor's caches.
+        threads: of onnxruntime; by default OMP_NUM_THREADS or the number of cores.
+        verify: compare with the reference on `sample_images` before the first answer.
+
+    Attributes:
+        metadata: the graph's `GraphMetadata`.
+        sha256: of the file.
+
+    Raises:
+        GraphError: if the file is no graph that this executor can run, or its scores differ from
+            the reference's.
+        ConfigError: if the batch size is below 1.
+    """
+
+    name = "fast"
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        batch_size: int = 32,
+        threads: int | None = None,
+        verify: bool = True,
+    ) -> None:
+        check_batch_size(batch_size)
+        path = Path(path)
+        wrapper, self.sha256, self.metadata = load_graph(path)
+        if self.metadata.form != "exported":
+            raise GraphError(f"{path} is an integer graph: use --executor integer, or reference")
+        self._batch_size = batch_size
+        self._session = open_session(lowered(wrapper), threads, path, optimised=False)
+        (self._input,) = (tensor.name for tensor in self._session.get_inputs())
+        if verify:
+            check_same_answers(self, ReferenceExecutor(path))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images."""
+        return self.metadata.image_shape
+
+    @property
+    def num_classes(self) -> int:
+        """Number of scores."""
+        return len(self.metadata.class_names)
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the (N, K) scores of (N, C, H, W) images."""
+        check_images(images, self.image_shape)
+        scores = np.empty((len(images), self.num_classes), np.float32)
+        divisor = np.float32(self.metadata.pixel_divisor)
+        for start in range(0, len(images), self._batch_size):
+            batch = images[start : start + self._batch_size]
+            count = len(batch)
+            if count == 1:
+                batch = batch.repeat(2, axis=0)  # matrix-vector products round differently
+            pixels = batch.astype(np.float32) / divisor
+            (answers,) = self._session.run(None, {self._input: pixels})
+            scores[start : start + count] = answers[:count]
+        return scores

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Reading a deployed graph's file, and what every executor of one has in common."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brevitas_divqat.errors import GraphError
+from brevitas_divqat.executors.base import Executor
+from brevitas_divqat.export import layer_name
+from brevitas_divqat.export.metadata import METADATA_KEY, GraphMetadata
+
+__all__ = [
+    "QUANTIZERS",
+    "GraphExecutor",
+    "check_same_answers",
+    "load_graph",
+    "sample_images",
+    "with_batch_size",
+]
+
+QUANTIZERS = frozenset({"Quant", "BipolarQuant", "Trunc", "MultiThreshold"})
+SAMPLE_IMAGES = 67
+"""Enough for a full batch of every executor and a ragged one."""
+
+
+class GraphExecutor(Executor, Protocol):
+    """An executor of a deployed graph's file."""
+
+    @property
+    def metadata(self) -> GraphMetadata:
+        """How the graph is to be served, and where it comes from."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the file."""
+
+
+def load_graph(path: Path) -> tuple[Any, str, GraphMetadata]:
+    """Read a deployed graph.
+
+    Args:
+        path: a file that `export_qonnx` or `divqat export` wrote.
+
+    Returns:
+        The graph as a ``ModelWrapper``, the file's SHA-256, its metadata.
+
+    Raises:
+        GraphError: if the file is missing, truncated or no ONNX graph, keeps tensors outside its
+            folder, holds no quantizer or no scale that is known beforehand, or does not say how to
+            be served.
+    """
+    from google.protobuf.message import DecodeError
+    from onnx import ModelProto
+    from qonnx.core.modelwrapper import ModelWrapper
+
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise GraphError(
+            f"cannot read the graph {path} ({error.strerror}): write it with `divqat export`"
+        ) from error
+    try:
+        model = ModelProto.FromString(content)
+    except DecodeError as error:
+        raise GraphError(f"{path} is not an ONNX graph: write it with `divqat export`") from error
+    if not model.graph.node:
+        raise GraphError(f"{path} is an ONNX file without nodes: write it with `divqat export`")
+    _load_external_tensors(model, path)
+    if not any(node.op_type in QUANTIZERS for node in model.graph.node):
+        raise GraphError(f"{path} holds no quantizer: export a model of Brevitas layers")
+    _check_static(model, path)
+    wrapper = ModelWrapper(model)
+    metadata = GraphMetadata.from_json(wrapper.get_metadata_prop(METADATA_KEY), str(path))
+    return wrapper, hashlib.sha256(content).hexdigest(), metadata
+
+
+def _load_external_tensors(model: Any, path: Path) -> None:
+    """Read tensors that are kept in other files of the graph's folder, and of no other."""
+    from onnx.external_data_helper import (
+        ExternalDataInfo,
+        load_external_data_for_model,
+        uses_external_data,
+    )
+
+    outside = [t for t in model.graph.initializer if uses_external_data(t)]
+    folder = path.resolve().parent
+    for tensor in outside:
+        location = ExternalDataInfo(tensor).location
+        target = (folder / location).resolve()
+        if folder not in target.parents:
+            raise GraphError(
+                f"{path} keeps tensor {tensor.name} in {location}, outside its folder: save the "
+                "graph with its tensors inside"
+            )
+        if not target.is_file():
+            raise GraphError(
+                f"{path} keeps tensor {tensor.name} in {location}, which is missing: put the file "
+                "beside it, or save the graph with its tensors inside"
+            )
+    if outside:
+        load_external_data_for_model(model, str(folder))
+
+
+def _check_static(model: Any, path: Path) -> None:
+    """Refuse quantizers whose scale, zero-point or bit width a layer computes."""
+    known = {tensor.name for tensor in model.graph.initializer}
+    known |= {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
+    for node in model.graph.node:
+        if node.op_type not in QUANTIZERS:
+            continue
+        computed = [name for name in node.input[1:] if name not in known]
+        if computed:
+            raise GraphError(
+                f"{path}: quantizer {layer_name(node)} ({node.op_type}) takes {computed[0]} from "
+                "another node: use static scales, zero-points and bit widths"
+            )
+
+
+def with_batch_size(wrapper: Any, batch_size: int) -> Any:
+    """Return a copy of a graph for batches of another size."""
+    from qonnx.transformation.change_batchsize import ChangeBatchSize
+    from qonnx.transformation.infer_shapes import InferShapes
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return wrapper.transform(ChangeBatchSize(batch_size)).transform(InferShapes())
+
+
+def sample_images(image_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Return seeded images on which executors are compared.
+
+    Black, white, noise of every pixel, and noise of coarse patches under a random contrast, which
+    drive a network into its saturated and its usual ranges.
+    """
+    rng = np.random.default_rng(0)
+    channels, height, width = image_shape
+    count = SAMPLE_IMAGES - 2
+    noise = rng.integers(0, 256, (count // 2, *image_shape))
+    coarse = rng.integers(0, 256, (count - count // 2, channels, -(-height // 4), -(-width // 4)))
+    patches = coarse.repeat(4, axis=2).repeat(4, axis=3)[..., :height, :width]
+    contrast = rng.uniform(0.1, 1.0, (len(patches), 1, 1, 1))
+    ends = np.stack([np.zeros(image_shape), np.full(image_shape, 255)])
+    return np.concatenate([ends, noise, patches * contrast]).astype(np.uint8)
+
+
+def check_same_answers(executor: GraphExecutor, reference: GraphExecutor) -> None:
+    """Compare the scores of two executors of one graph on seeded images.
+
+    Raises:
+        GraphError: if a single bit differs.
+    """
+    images = sample_images(executor.image_shape)
+    got, expected = executor(images), reference(images)
+    different = (got.view(np.uint32) != expected.view(np.uint32)).any(axis=1)
+    if different.any():
+        gap = float(np.abs(got - expected).max())
+        raise GraphError(
+            f"the {executor.name} executor gives other scores than execute_onnx for "
+            f"{int(different.sum())} of {len(images)} sample images (up to {gap:.3g}): use "
+            "--executor reference, and report this graph"
+        )
