@@ -287,17 +287,22 @@ def _train(settings: Namespace) -> None:
 def _export(settings: Namespace) -> None:
     from brevitas_divqat.evaluation import export
 
-    print(export(settings.checkpoint, settings.out))
+    exported = export(settings.checkpoint, settings.out)
+    print(exported.graph)
+    if exported.integer is None:
+        print(f"divqat: no integer graph: {exported.reason}", file=sys.stderr)
+    else:
+        print(exported.integer)
 
 
 def _attack(settings: Namespace) -> None:
     from brevitas_divqat.evaluation import attack, measure_victim
-    from brevitas_divqat.executors import ReferenceExecutor
+    from brevitas_divqat.executors import open_executor
     from brevitas_divqat.progress import bar
     from brevitas_divqat.training import is_finished
 
     config = _run_config(settings, ATTACK_GROUPS)
-    graph = ReferenceExecutor(settings.graph)
+    graph = open_executor(settings.graph, config.executor.executor)
     checkpoint = settings.graph.resolve().parent
     own = _run_of(settings.graph)
     if settings.out is not None:
@@ -382,7 +387,11 @@ def _train_arguments(parser: ArgumentParser) -> None:
 
 def _export_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="folder of a quantized model.")
-    _out_argument(parser, "the graph's file; by default model.onnx in that folder.")
+    _out_argument(
+        parser,
+        "the exported graph's file, with the integer graph beside it; by default model.onnx and "
+        "model-integer.onnx in that folder.",
+    )
 
 
 def _attack_arguments(parser: ArgumentParser) -> None:
@@ -413,8 +422,8 @@ def _report_arguments(parser: ArgumentParser) -> None:
     _out_argument(parser, "folder of report.html and report.png; by default the first run's.")
 
 
-ALL_GROUPS = ("data", "model", "training", "loss", "interface", "attack")
-ATTACK_GROUPS = ("data", "interface", "attack")
+ALL_GROUPS = ("data", "model", "training", "loss", "interface", "executor", "attack")
+ATTACK_GROUPS = ("data", "interface", "executor", "attack")
 
 COMMANDS = {
     "run": _Command(
@@ -429,7 +438,12 @@ COMMANDS = {
         _train,
         _train_arguments,
     ),
-    "export": _Command("Write a trained model as a QONNX graph.", (), _export, _export_arguments),
+    "export": _Command(
+        "Write a trained model as QONNX graphs: exported and integer.",
+        (),
+        _export,
+        _export_arguments,
+    ),
     "attack": _Command(
         "Steal a QONNX graph with KnockoffNets.", ATTACK_GROUPS, _attack, _attack_arguments
     ),

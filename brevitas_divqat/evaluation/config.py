@@ -13,6 +13,7 @@ import yaml
 from brevitas_divqat.attacks import AttackConfig
 from brevitas_divqat.data import DataConfig
 from brevitas_divqat.errors import ConfigError
+from brevitas_divqat.executors import ExecutorConfig
 from brevitas_divqat.files import write_text
 from brevitas_divqat.loss import LossConfig
 from brevitas_divqat.models import ModelConfig
@@ -36,6 +37,7 @@ class RunConfig:
         training: of the victims.
         loss: of DivQAT.
         interface: what the deployed graph shows.
+        executor: what computes it.
         attack: the thief's resources.
         seed: of everything random but the splits of the data.
     """
@@ -45,6 +47,7 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     interface: OutputInterface = field(default_factory=OutputInterface)
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
     seed: int = 0
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from brevitas_divqat.attacks import AttackConfig, Extraction, Labels
 from brevitas_divqat.data import Dataset, Labelled, Pool
 from brevitas_divqat.evaluation import metrics
-from brevitas_divqat.executors import Executor, ModuleExecutor, ReferenceExecutor
+from brevitas_divqat.executors import Executor, GraphExecutor, ModuleExecutor
 from brevitas_divqat.training import CheckpointInfo
 from brevitas_divqat.victims import OutputInterface
 
@@ -30,8 +30,9 @@ PoolKind = Literal["in", "ood"]
 def victim_record(
     info: CheckpointInfo,
     *,
-    graph: ReferenceExecutor,
+    graph: GraphExecutor,
     model: ModuleExecutor,
+    integer: GraphExecutor | None,
     reference: Executor,
     parameters: int,
     test: Labelled,
@@ -41,6 +42,7 @@ def victim_record(
     Args:
         info: of the victim's checkpoint.
         graph: the deployed graph.
+        integer: the integer graph, where there is one and it is not the deployed one.
         model: the Brevitas model that it was exported from.
         reference: the full-precision twin.
         parameters: number of weights.
@@ -53,6 +55,8 @@ def victim_record(
         "qonnx": graph(test.images),
     }
     deployed, trained = scores["qonnx"], scores["brevitas"]
+    if integer is not None:
+        scores["integer"] = integer(test.images)
     return {
         "schema": SCHEMA,
         "kind": "victim",
@@ -72,6 +76,9 @@ def victim_record(
             "images_differing": int((deployed != trained).any(axis=1).sum()),
             "max_abs_difference": float(np.abs(deployed - trained).max()),
         },
+        "qonnx_vs_integer": None
+        if integer is None
+        else _integer_differences(deployed, scores["integer"], integer.metadata.output_scale),
         "calibration_error": metrics.calibration_error(deployed, test.labels),
         "entropy": metrics.entropy(deployed),
         "kl_to_float": metrics.kl_divergence(deployed, scores["float"]),
@@ -85,7 +92,7 @@ def victim_record(
 def extraction_record(
     extraction: Extraction,
     *,
-    graph: ReferenceExecutor,
+    graph: GraphExecutor,
     reference: Executor | None,
     dataset: Dataset,
     pool_kind: PoolKind,
@@ -142,6 +149,22 @@ def extraction_record(
         "graph_sha256": graph.sha256,
         "executor": graph.name,
         "seconds": seconds,
+    }
+
+
+def _integer_differences(
+    exported: NDArray[np.float32], integer: NDArray[np.float32], step: float
+) -> dict[str, float]:
+    """Compare the exported graph's scores with the integer graph's.
+
+    The former are rounded sums of floats around the latter's integer multiples of ``step``: an
+    image differs where a score is another multiple.
+    """
+    multiples = [np.rint(scores.astype(np.float64) / step) for scores in (exported, integer)]
+    return {
+        "labels_differing": int((exported.argmax(1) != integer.argmax(1)).sum()),
+        "images_differing": int((multiples[0] != multiples[1]).any(axis=1).sum()),
+        "max_abs_difference": float(np.abs(exported - integer).max()),
     }
 
 

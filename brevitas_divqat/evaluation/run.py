@@ -4,7 +4,7 @@
 ::
 
     RUN/config.yaml  environment.json
-    RUN/float  RUN/qat  RUN/divqat         checkpoints; the last two with model.onnx
+    RUN/float  RUN/qat  RUN/divqat         checkpoints; the last two with both graphs
     RUN/surrogates/VICTIM-POOL-LABELS      what the attacks returned
     RUN/measurements/*.json                one file per measurement
 """
@@ -16,6 +16,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,20 @@ from brevitas_divqat.evaluation.measure import (
     interface_record,
     victim_record,
 )
-from brevitas_divqat.executors import Executor, ModuleExecutor, ReferenceExecutor
-from brevitas_divqat.export import GraphMetadata, export_qonnx, tool_versions
+from brevitas_divqat.executors import (
+    Executor,
+    ExecutorKind,
+    GraphExecutor,
+    ModuleExecutor,
+    open_executor,
+)
+from brevitas_divqat.export import (
+    GraphMetadata,
+    export_integer,
+    export_qonnx,
+    integer_path,
+    tool_versions,
+)
 from brevitas_divqat.files import make_folder, write_json
 from brevitas_divqat.models import build
 from brevitas_divqat.progress import Progress, silent
@@ -53,6 +66,7 @@ from brevitas_divqat.victims import OutputInterface, Victim
 __all__ = [
     "METHODS",
     "POOLS",
+    "Exported",
     "attack",
     "check_folder",
     "check_settings",
@@ -179,15 +193,31 @@ def train(
         )
 
 
-def export(checkpoint: Path, path: Path | None = None) -> Path:
-    """Export a finished quantized model.
+@dataclass(frozen=True)
+class Exported:
+    """What became of a quantized model.
+
+    Attributes:
+        graph: the exported graph's file.
+        integer: the integer graph's file; None where there is no integer form.
+        reason: why there is none, and what to change.
+    """
+
+    graph: Path
+    integer: Path | None
+    reason: str = ""
+
+
+def export(checkpoint: Path, path: Path | None = None) -> Exported:
+    """Export a finished quantized model, as the exported graph and as the integer graph.
 
     Args:
         checkpoint: its folder.
-        path: the graph's file; ``model.onnx`` beside the checkpoint by default.
+        path: the exported graph's file; ``model.onnx`` beside the checkpoint by default. The
+            integer graph lies beside it, see `integer_path`.
 
     Returns:
-        The graph's file.
+        The files.
 
     Raises:
         ExportError: if it is not quantized, or has no QONNX form.
@@ -208,11 +238,22 @@ def export(checkpoint: Path, path: Path | None = None) -> Path:
         bits=info.bits,
         method=info.method,
     )
-    return export_qonnx(model, path or checkpoint / GRAPH_FILE, metadata)
+    file = export_qonnx(model, path or checkpoint / GRAPH_FILE, metadata)
+    integer_path(file).unlink(missing_ok=True)
+    return _with_integer(file)
+
+
+def _with_integer(file: Path) -> Exported:
+    """Find the integer graph beside an exported graph, or make it."""
+    integer = integer_path(file)
+    try:
+        return Exported(file, integer if integer.exists() else export_integer(file))
+    except GraphError as error:
+        return Exported(file, None, str(error))
 
 
 def attack(
-    graph: ReferenceExecutor,
+    graph: GraphExecutor,
     config: AttackConfig,
     interface: OutputInterface,
     dataset: Dataset,
@@ -305,10 +346,12 @@ def run(config: RunConfig, dataset: Dataset, folder: Path, *, progress: Progress
         labels = ("hard",)
     for method in METHODS:
         file = folder / method / GRAPH_FILE
-        graph = ReferenceExecutor(file if file.exists() else export(folder / method))
+        exported = _with_integer(file) if file.exists() else export(folder / method)
+        graph = _deployed(exported, config.executor.executor)
         measure_victim(folder / method, graph, reference, dataset, folder)
         expected = {
             "graph_sha256": graph.sha256,
+            "executor": graph.name,
             "seed": config.seed,
             "budget": config.attack.budget,
             "policy": config.attack.policy,
@@ -332,9 +375,17 @@ def run(config: RunConfig, dataset: Dataset, folder: Path, *, progress: Progress
                     )
 
 
+def _deployed(exported: Exported, kind: ExecutorKind | None) -> GraphExecutor:
+    if kind != "integer":
+        return open_executor(exported.graph, kind)
+    if exported.integer is None:
+        raise GraphError(f"there is no integer graph to serve: {exported.reason}")
+    return open_executor(exported.integer, kind)
+
+
 def measure_victim(
     checkpoint: Path,
-    graph: ReferenceExecutor,
+    graph: GraphExecutor,
     reference: Executor,
     dataset: Dataset,
     folder: Path,
@@ -352,9 +403,14 @@ def measure_victim(
     path = _measurement(folder, f"victim-{info.method['name']}")
     if _is_measured(path, {"graph_sha256": graph.sha256, "seed": info.seed}):
         return
+    beside = integer_path(checkpoint / GRAPH_FILE)
+    integer = None
+    if graph.metadata.form == "exported" and beside.exists():
+        integer = open_executor(beside, "integer")
     record = victim_record(
         info,
         graph=graph,
+        integer=integer,
         model=_executor(model, dataset),
         reference=reference,
         parameters=sum(p.numel() for p in model.parameters()),
@@ -401,7 +457,7 @@ def _executor(model: nn.Module, dataset: Dataset) -> ModuleExecutor:
     return ModuleExecutor(model, image_shape=dataset.image_shape, num_classes=dataset.num_classes)
 
 
-def _check_fits(graph: ReferenceExecutor, dataset: Dataset) -> None:
+def _check_fits(graph: GraphExecutor, dataset: Dataset) -> None:
     if graph.metadata.data not in ("unknown", dataset.name):
         raise GraphError(
             f"the graph was trained on {graph.metadata.data}, but the data set is {dataset.name}: "

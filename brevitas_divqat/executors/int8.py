@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The integer graph on onnxruntime's 8-bit kernels.
 
-Tensors are 8-bit unsigned, channels last, an offset beside them (value = byte - offset). A layer and
-the thresholds after it become one kernel where `fit_rescaling` proves that they are the same
+Tensors are 8-bit unsigned, channels last, an offset beside them (value = byte - offset). A layer
+and the thresholds after it become one kernel where `fit_rescaling` proves that they are the same
 function; where the products would not fit the 16-bit sums of older processors, or no rescaling
 exists, the layer runs in float32, exactly, since every sum is an integer below 2^24.
 """
@@ -344,7 +344,7 @@ class _Compiler:
     def _quantized(self, values: _Tensor, part: Part, name: str) -> str:
         """Emit bytes = round((values + offset) / divisor), saturated at 0 and 255."""
         offset, divisor, zero = part.offset, part.divisor, np.zeros(len(part.divisor))
-        attributes = {"axis": 1}
+        attributes: dict[str, Any] = {"axis": 1}
         if np.ptp(offset) == 0 and np.ptp(divisor) == 0:
             offset, divisor, zero = offset[0], divisor[0], zero[0]
             attributes = {}

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Thresholds as one multiplication and one rounding, where that is the same function.
 
-A quantizer's thresholds on an accumulator a lie, but for their own rounding, at equal distances. If
-numbers k, b and m exist with round(m * (k * a + b)) = number of thresholds that a reaches, for every
-integer a in range, the integer kernels of onnxruntime compute thresholds on the way. Both sides are
-monotone in a, so that checking each threshold and its predecessor proves equality for all a; the
-check uses the very float32 arithmetic of the kernel.
+A quantizer's thresholds on an accumulator a lie, but for their own rounding, at equal distances.
+If numbers k, b and m exist with round(m * (k * a + b)) = number of thresholds that a reaches, for
+every integer a in range, the integer kernels of onnxruntime compute thresholds on the way. Both
+sides are monotone in a, so that checking each threshold and its predecessor proves equality for all
+a; the check uses the very float32 arithmetic of the kernel.
 """
 
 from __future__ import annotations

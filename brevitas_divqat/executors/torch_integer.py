@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The integer graph in torch, exact on every device.
 
-Convolutions are matrix products of unfolded images: in float32 a sum of integers below 2^24 is exact
-in any order, also in the reduced precision that GPUs offer for products (8-bit factors fit its 11-bit
-mantissas), but not in the transformed domains that convolution kernels may choose.
+Convolutions are matrix products of unfolded images: in float32 a sum of integers below 2^24 is
+exact in any order, also in the reduced precision that GPUs offer for products (8-bit factors fit
+its 11-bit mantissas), but not in the transformed domains that convolution kernels may choose.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,10 +75,9 @@ def _conv(
     weight: Tensor,
     *,
     group: int = 1,
-    kernel_shape: list[int] | None = None,
-    pads: list[int] = [0, 0, 0, 0],  # noqa: B006  (read only)
-    strides: list[int] = [1, 1],  # noqa: B006
-    dilations: list[int] = [1, 1],  # noqa: B006
+    pads: Sequence[int] = (0, 0, 0, 0),
+    strides: Sequence[int] = (1, 1),
+    dilations: Sequence[int] = (1, 1),
     **_: Any,
 ) -> Tensor:
     top, left, bottom, right = pads
@@ -89,7 +89,7 @@ def _conv(
             padded.shape[2:], dilations, size, strides, strict=True
         )
     )
-    columns = functional.unfold(padded, size, dilation=dilations, stride=strides)
+    columns = functional.unfold(padded, size, dilation=tuple(dilations), stride=tuple(strides))
     columns = columns.view(len(x), group, -1, height * width)  # (N, G, K, P)
     rows = weight.reshape(group, weight.shape[0] // group, -1)  # (G, O, K)
     return torch.matmul(rows, columns).reshape(len(x), -1, height, width)
@@ -105,17 +105,21 @@ def _threshold(x: Tensor, thresholds: Tensor, *, out_bias: float = 0.0, **_: Any
 def _max_pool(
     x: Tensor,
     *,
-    kernel_shape: list[int],
-    pads: list[int] = [0, 0, 0, 0],  # noqa: B006  (read only)
-    strides: list[int] = [1, 1],  # noqa: B006
-    dilations: list[int] = [1, 1],  # noqa: B006
+    kernel_shape: Sequence[int],
+    pads: Sequence[int] = (0, 0, 0, 0),
+    strides: Sequence[int] = (1, 1),
+    dilations: Sequence[int] = (1, 1),
     ceil_mode: int = 0,
     **_: Any,
 ) -> Tensor:
     top, left, bottom, right = pads
     padded = functional.pad(x, (left, right, top, bottom), value=-torch.inf)
     return functional.max_pool2d(
-        padded, kernel_shape, strides, dilation=dilations, ceil_mode=bool(ceil_mode)
+        padded,
+        tuple(kernel_shape),
+        tuple(strides),
+        dilation=tuple(dilations),
+        ceil_mode=bool(ceil_mode),
     )
 
 
@@ -124,7 +128,7 @@ def _average_pool(x: Tensor, *, kernel: int, stride: int, shift: int, **_: Any) 
     return torch.floor(windows.sum(dim=(-1, -2)) / 2**shift)
 
 
-OPERATORS = {
+OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Conv": _conv,
     "MatMul": lambda x, weight, **_: x @ weight,
     "MultiThreshold": _threshold,

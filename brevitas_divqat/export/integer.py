@@ -9,7 +9,7 @@ ReLU). A quantizer turns it into thresholds on the integers; nothing else remain
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,24 @@ from brevitas_divqat.errors import GraphError
 from brevitas_divqat.export.metadata import METADATA_KEY, GraphMetadata
 from brevitas_divqat.export.ranges import EXACT_FLOAT32, dot_range, magnitude, smallest_datatype
 from brevitas_divqat.export.thresholds import Arithmetic, find_thresholds
+from brevitas_divqat.files import write_bytes
 
-__all__ = ["SCALES_KEY", "layer_name", "tensor_scales", "to_integer_graph"]
+__all__ = [
+    "SCALES_KEY",
+    "export_integer",
+    "integer_path",
+    "layer_name",
+    "tensor_scales",
+    "to_integer_graph",
+]
 
 SCALES_KEY = "brevitas_divqat_scales"
 """Metadata property of the integer graph: name of each quantized tensor to its scale, as JSON."""
 
 ELEMENTWISE = frozenset({"BatchNormalization", "Relu", "Add", "Sub", "Mul", "Div", "Clip"})
 PIXEL_MAX = 255
+MAX_BITS = 16
+"""Of activations: the number of thresholds doubles with each."""
 
 
 def layer_name(node: Any) -> str:
@@ -73,6 +83,9 @@ def to_integer_graph(graph: Any, *, pixel_divisor: float | None = None) -> Any:
                 "the graph does not say what its pixels are divided by: give pixel_divisor"
             )
         pixel_divisor = metadata.pixel_divisor
+    if metadata is not None and metadata.form == "integer":
+        raise GraphError("the graph is an integer graph already: give the exported one")
+    _check_ends(graph)
     translation = _Translation(graph, pixel_divisor)
     integer, output_scale = translation.run()
     integer.set_metadata_prop(SCALES_KEY, json.dumps(translation.scales))
@@ -80,6 +93,39 @@ def to_integer_graph(graph: Any, *, pixel_divisor: float | None = None) -> Any:
         served = replace(metadata, form="integer", pixel_divisor=1.0, output_scale=output_scale)
         integer.set_metadata_prop(METADATA_KEY, served.to_json())
     return integer
+
+
+def _check_ends(graph: Any) -> None:
+    for kind, ends in (("input", graph.graph.input), ("output", graph.graph.output)):
+        names = [end.name for end in ends]
+        if len(names) != 1:
+            raise GraphError(
+                f"the graph has {len(names)} {kind}s ({', '.join(names)}): the integer graph has "
+                f"one, give the others a graph of their own"
+            )
+
+
+def integer_path(path: Path) -> Path:
+    """Return where the integer graph of an exported graph's file lies: ``model-integer.onnx``."""
+    return path.with_stem(f"{path.stem}-integer")
+
+
+def export_integer(path: Path) -> Path:
+    """Write the integer graph of an exported graph beside it.
+
+    Args:
+        path: the exported graph's file.
+
+    Returns:
+        The integer graph's file, see `integer_path`.
+
+    Raises:
+        GraphError: see `to_integer_graph`; nothing is written.
+    """
+    content = to_integer_graph(path).model.SerializeToString()
+    target = integer_path(path)
+    write_bytes(target, content)
+    return target
 
 
 @dataclass(frozen=True)
@@ -206,6 +252,13 @@ class _Translation:
             )
         return value
 
+    def _check_exact(self, largest: int) -> None:
+        if largest >= EXACT_FLOAT32:
+            self._refuse(
+                f"has sums of up to {largest}, from {EXACT_FLOAT32} on float32 is not exact",
+                "use fewer bits or fewer inputs",
+            )
+
     def _emit(
         self,
         op_type: str,
@@ -247,6 +300,9 @@ class _Translation:
         if node.op_type in ("Quant", "BipolarQuant"):
             self._constants[node.output[0]] = self._quantized_constant(node)
             return
+        if not node.input:
+            self._constants[node.output[0]] = _Constant(self._run_alone(node))
+            return
         source = self._constants[node.input[0]]
         value = self._run_alone(node, source.value)
         if node.op_type in ("Transpose", "Reshape", "Identity") and source.integers is not None:
@@ -260,26 +316,24 @@ class _Translation:
         else:
             self._constants[node.output[0]] = _Constant(value)
 
-    def _run_alone(self, node: Any, first: NDArray[Any]) -> NDArray[Any]:
+    def _run_alone(self, node: Any, first: NDArray[Any] | None = None) -> NDArray[Any]:
         """Run one node on constants, ``first`` in place of its first input."""
         from onnx import helper, numpy_helper
         from onnx.reference import ReferenceEvaluator
 
-        others = [
-            numpy_helper.from_array(self._constants[name].value, name)
-            for name in dict.fromkeys(node.input[1:])
-            if name and name != node.input[0]
-        ]
+        values = {name: self._constants[name].value for name in node.input if name}
+        if first is not None:
+            values[node.input[0]] = first
         graph = helper.make_graph(
             [node],
             "constant",
-            [helper.make_tensor_value_info(node.input[0], 1, first.shape)],
+            [],
             [helper.make_tensor_value_info(node.output[0], 1, None)],
-            others,
+            [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()],
         )
         opsets = [helper.make_opsetid("", self._opsets.get("", 13))]
         model = helper.make_model(graph, opset_imports=opsets)
-        (result,) = ReferenceEvaluator(model).run(None, {node.input[0]: first})
+        (result,) = ReferenceEvaluator(model).run(None, {})
         return np.asarray(result)
 
     def _quantized_constant(self, node: Any) -> _Constant:
@@ -326,15 +380,17 @@ class _Translation:
 
         (source,) = self._source.graph.input
         divisor = "pixel_divisor"
-        self._constants[divisor] = _Constant(np.float32(self._pixel_divisor))
+        self._constants[divisor] = _Constant(np.asarray(self._pixel_divisor, np.float32))
         shape = self._shape(source.name)
+        divide = helper.make_node("Div", [source.name, divisor], ["pixels_divided"])
+        divide.doc_string = self._layer
         self._values[source.name] = _Value(
             source.name,
             shape,
             np.array(0),
             np.array(PIXEL_MAX),
             np.array(1.0),
-            (helper.make_node("Div", [source.name, divisor], ["pixels_divided"]),),
+            (divide,),
         )
         self._shapes[source.name] = shape
         self._datatypes[source.name] = DataType["UINT8"]
@@ -346,15 +402,20 @@ class _Translation:
         (output,) = self._source.graph.output
         self._layer = f"layer {layer_name(self._source.find_producer(output.name))} (the output)"
         value = self._output_bias(self._value(output.name), output.name)
-        if value.nodes:
-            self._refuse(
-                f"ends in {value.nodes[-1].op_type} on float values, and no threshold follows",
-                "leave it out, or quantize the scores",
-            )
         if value.scale.ndim:
             self._refuse(
                 "has one scale per class, but one is left to the host",
                 "give the last layer a weight quantizer with one scale per tensor",
+            )
+        if value.nodes and value.nodes[-1].op_type == "Add":
+            self._refuse(
+                "ends in a bias that is not quantized with the scale of the sums",
+                "use bias=False, bias_quant=Int32Bias, or quantize the scores",
+            )
+        if value.nodes:
+            self._refuse(
+                f"ends in {value.nodes[-1].op_type} on float values, and no threshold follows",
+                "leave it out, or quantize the scores",
             )
         if value.tensor != output.name:
             self._rename(value.tensor, output.name)
@@ -395,16 +456,16 @@ class _Translation:
             return value
         low, high = value.low + bias.integers.ravel(), value.high + bias.integers.ravel()
         least, greatest = int(low.min()), int(high.max())
+        self._check_exact(max(abs(least), abs(greatest), int(np.abs(bias.integers).max())))
+        sums = f"{output}_sums"
+        self._rename(value.tensor, sums)
         name = self._initializer(
             f"{output}_bias",
             bias.integers,
             smallest_datatype(int(bias.integers.min()), int(bias.integers.max())),
         )
-        tensor = f"{value.tensor}_biased"
-        self._emit(
-            "Add", [value.tensor, name], tensor, value.shape, smallest_datatype(least, greatest)
-        )
-        return replace(value, tensor=tensor, nodes=(), low=low, high=high)
+        self._emit("Add", [sums, name], output, value.shape, smallest_datatype(least, greatest))
+        return replace(value, tensor=output, nodes=(), low=low, high=high)
 
     def _rename(self, old: str, new: str) -> None:
         for node in self._nodes:
@@ -471,8 +532,12 @@ class _Translation:
         if not falling.any():
             return value
         name = value.weights
-        readers = [] if name is None else self._source.find_consumers(value.tensor)
-        if name is None or len(readers) > 1:
+        told = {key: v for key, v in self._values.items() if name and v.weights == name}
+        tensors = {v.tensor for v in told.values()}
+        if name is None or any(
+            tensors.intersection(node.input) and node.output[0] not in tensors
+            for node in self._nodes
+        ):
             self._refuse(
                 f"decreases in {int(falling.sum())} channels (a BatchNorm with negative gain?) "
                 "of a tensor that is no layer's alone",
@@ -486,8 +551,13 @@ class _Translation:
         shape[axis] = -1
         self._initializers[name] = weights * sign.reshape(shape).astype(np.float32)
         self._datatypes[name] = _symmetric(self._datatypes[name], self._initializers[name])
+        self._values.update({key: self._turned(v, sign) for key, v in told.items()})
+        return self._turned(value, sign)
+
+    def _turned(self, value: _Value, sign: NDArray[np.int64]) -> _Value:
+        """Return what a value becomes when its layer's weights change signs."""
         low, high = self._ends(value)
-        low, high = np.where(falling, -high, low), np.where(falling, -low, high)
+        low, high = np.where(sign < 0, -high, low), np.where(sign < 0, -low, high)
         self._datatypes[value.tensor] = smallest_datatype(int(low.min()), int(high.max()))
         return replace(value, low=low, high=high, scale=value.scale * sign)
 
@@ -506,6 +576,8 @@ class _Translation:
         width = int(np.ravel(bits)[0])
         if signed and width == 1:
             self._refuse("has 1-bit activations", "use 2 bits or more")
+        if width > MAX_BITS:
+            self._refuse(f"has {width}-bit activations", f"use {MAX_BITS} bits or fewer")
         step = float(np.ravel(scale)[0])
         least = -(2 ** (width - 1)) + narrow if signed else 0
         most = 2 ** (width - 1) - 1 if signed else 2**width - 1 - narrow
@@ -515,14 +587,16 @@ class _Translation:
         def level(integers: NDArray[np.int64]) -> NDArray[np.int64]:
             return np.rint(apply(integers, value.scale).astype(np.float64) / step).astype(np.int64)
 
-        ends = self._ends(value)
-        thresholds = find_thresholds(level, *ends, range(least + 1, most + 1))
+        # One range for all channels: those of equal arithmetic then have equal thresholds.
+        least_sums, most_sums = (np.full(value.shape[1], end) for end in value.bounds)
+        levels = range(least + 1, most + 1)
+        thresholds = find_thresholds(level, least_sums, most_sums, levels)
         output = node.output[0]
         if self._is_identity(value, thresholds, least):
-            self._values[output] = replace(value, nodes=(), scale=np.array(step))
-            self.scales[value.tensor] = step
+            self._values[output] = replace(value, nodes=(), scale=np.array(step), weights=None)
+            self.scales.setdefault(value.tensor, step)
             return
-        reached = [level(end[None])[0] for end in ends]
+        reached = [level(end[None])[0] for end in self._ends(value)]
         low, high = int(reached[0].min()), int(reached[1].max())
         if (thresholds == thresholds[:1]).all() and len(thresholds) > 1:
             thresholds = thresholds[:1]
@@ -594,13 +668,10 @@ class _Translation:
         assert weights.integers is not None
         output = node.output[0]
         integers = weights.integers
+        if op_type == "MatMul" and len(value.shape) != 2:
+            self._refuse(f"reads a tensor of shape {value.shape}", "flatten each image to a vector")
         rows = np.moveaxis(integers, axis, 0).reshape(integers.shape[axis], -1)
-        largest = int(magnitude(rows, *value.bounds).max())
-        if largest >= EXACT_FLOAT32:
-            self._refuse(
-                f"has sums of up to {largest}, from {EXACT_FLOAT32} on float32 is not exact",
-                "use fewer bits or fewer inputs",
-            )
+        self._check_exact(int(magnitude(rows, *value.bounds).max()))
         low, high = dot_range(rows, *value.bounds)
         name = self._initializer(f"{output}_weights", integers, weights.datatype)
         shape = self._shape(output)
@@ -628,7 +699,10 @@ class _Translation:
         value = self._quantized(node.input[0])
         bias = node.input[2] if len(node.input) > 2 else None
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        self._dot(node, "Conv", value, self._weights(node.input[1]), 0, bias, **attributes)
+        weights = self._weights(node.input[1])
+        kernel = weights.value.shape[2:]
+        attributes = _explicit_padding(attributes, kernel, value.shape, self._shape(node.output[0]))
+        self._dot(node, "Conv", value, weights, 0, bias, **attributes)
 
     def _matmul(self, node: Any) -> None:
         value = self._quantized(node.input[0])
@@ -663,6 +737,7 @@ class _Translation:
                 "quantize both branches with one shared quantizer",
             )
         low, high = (a + b for a, b in zip(first.bounds, second.bounds, strict=True))
+        self._check_exact(max(abs(low), abs(high)))
         output = node.output[0]
         shape = self._shape(output)
         if first.shape != second.shape:
@@ -681,6 +756,7 @@ class _Translation:
         output = node.output[0]
         shape = self._shape(output)
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        attributes = _explicit_padding(attributes, attributes["kernel_shape"], value.shape, shape)
         datatype = self._datatypes[value.tensor]
         self._emit("MaxPool", [value.tensor], output, shape, datatype, **attributes)
         self._values[output] = replace(value, tensor=output, shape=shape, weights=None)
@@ -711,6 +787,8 @@ class _Translation:
                 f"averages windows of {kernel}, strides {strides}, pads {found.get('pads')}",
                 "use square windows without padding",
             )
+        if found.get("ceil_mode") or found.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+            self._refuse("averages windows that reach over the edge", "use ceil_mode=False")
         rounding = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         if rounding.get("rounding_mode", b"FLOOR").upper() != b"FLOOR":
             self._refuse(
@@ -732,6 +810,7 @@ class _Translation:
         width = datatype.bitwidth()
         out_bits = int(np.ravel(bits)[0])
         largest = (2**width - 1) * kernel * kernel
+        self._check_exact(largest)
         shift = max(0, largest.bit_length() - out_bits)
         if 2**shift != 2 ** round(np.log2(out_step / step)) or not np.isclose(
             step * kernel * kernel, float(value.scale), rtol=SCALE_TOLERANCE, atol=0
@@ -771,10 +850,22 @@ class _Translation:
         shape = self._shape(output)
         if len(shape) != 2 or shape[0] != value.shape[0]:
             self._refuse(f"reshapes {value.shape} to {shape}", "flatten each image to a vector")
-        if (value.nodes or value.scale.ndim) and int(np.prod(value.shape[2:])) != 1:
+        of_pixel = int(np.prod(value.shape[2:])) == 1
+        if not of_pixel and self._differs_by_channel(value):
             self._refuse("flattens what is not quantized", "put an activation quantizer before it")
+        if not of_pixel:
+            low, high = (np.array(end) for end in value.bounds)
+            value = replace(value, low=low, high=high, weights=None)
         self._emit("Flatten", [value.tensor], output, shape, self._datatypes[value.tensor], axis=1)
-        self._values[output] = replace(value, tensor=output, shape=shape, weights=None)
+        self._values[output] = replace(value, tensor=output, shape=shape)
+
+    def _differs_by_channel(self, value: _Value) -> bool:
+        return value.scale.ndim > 0 or any(
+            self._constants[name].value.size > 1
+            for node in value.nodes
+            for name in node.input[1:]
+            if name
+        )
 
 
 CUSTOM_OPERATORS = frozenset({"MultiThreshold", "QuantAvgPool2d"})
@@ -789,6 +880,32 @@ def _swapped(node: Any) -> Any:
     swapped = helper.make_node(node.op_type, [node.input[1], node.input[0]], list(node.output))
     swapped.doc_string = node.doc_string
     return swapped
+
+
+def _explicit_padding(
+    attributes: dict[str, Any],
+    kernel: Sequence[int],
+    shape: tuple[int, ...],
+    output_shape: tuple[int, ...],
+) -> dict[str, Any]:
+    """Replace ``auto_pad``, which torch writes for ``padding="same"``, by ``pads``."""
+    mode = attributes.get("auto_pad", b"NOTSET")
+    explicit = {name: value for name, value in attributes.items() if name != "auto_pad"}
+    if mode == b"NOTSET":
+        return explicit
+    strides = attributes.get("strides", [1] * len(kernel))
+    dilations = attributes.get("dilations", [1] * len(kernel))
+    totals = [
+        max(0, (out - 1) * stride + (size - 1) * dilation + 1 - of)
+        for out, of, size, stride, dilation in zip(
+            output_shape[2:], shape[2:], kernel, strides, dilations, strict=True
+        )
+    ]
+    if mode == b"VALID":
+        totals = [0] * len(totals)
+    less, more = [total // 2 for total in totals], [total - total // 2 for total in totals]
+    explicit["pads"] = [*more, *less] if mode == b"SAME_LOWER" else [*less, *more]
+    return explicit
 
 
 def _symmetric(datatype: Any, weights: NDArray[np.float32]) -> Any:

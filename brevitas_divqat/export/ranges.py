@@ -20,7 +20,7 @@ def smallest_datatype(low: int, high: int) -> Any:
 
     if low >= 0:
         return DataType[f"UINT{max(1, int(high).bit_length())}"]
-    bits = 1 + max(int(high).bit_length(), int(-low - 1).bit_length())
+    bits = 1 + max(max(0, int(high)).bit_length(), int(-low - 1).bit_length())
     # INT1 does not exist: qonnx means BIPOLAR by one signed bit.
     return DataType[f"INT{max(2, bits)}"]
 

@@ -3,8 +3,8 @@
 
 An accumulator a stands for the real number a * scale. What the exported graph does with it
 (BatchNorm, bias, ReLU, Quant) is a monotone function of a, in floating point too, and so is
-described whole by the least a that reaches each level of the quantizer. Those are found by bisection
-with the exported graph's own nodes, run by qonnx's executor: nothing is derived anew.
+described whole by the least a that reaches each level of the quantizer. Those are found by
+bisection with the exported graph's own nodes, run by qonnx's executor: nothing is derived anew.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Arithmetic:
     """Nodes of the exported graph that are applied to each element by itself.
 
     Attributes:
-        nodes: first to last; each takes what the one before gives as its first input, and constants.
+        nodes: first to last; each takes what the one before gives as its first input, and
+            constants.
         constants: by name.
         opsets: of the exported graph, by domain.
         rank: of the tensors; the second dimension is the channels.
@@ -59,6 +60,13 @@ class Arithmetic:
         answers = self._run(real.T.reshape(shape))
         return answers.reshape(real.shape[1], real.shape[0]).T
 
+    def _constant(self, node: Any, name: str, rank: int) -> NDArray[Any]:
+        """Return an operand, one for each channel or one for all, for tensors of a rank."""
+        value = self.constants[name]
+        if node.op_type not in ("Add", "Sub", "Mul", "Div"):
+            return value
+        return value.reshape((1, -1, *(1,) * (rank - 2)) if value.size > 1 else ())
+
     def _run(self, values: Floats) -> Floats:
         from onnx import TensorProto, helper
         from qonnx.core.modelwrapper import ModelWrapper
@@ -67,11 +75,15 @@ class Arithmetic:
         def info(name: str) -> Any:
             return helper.make_tensor_value_info(name, TensorProto.FLOAT, values.shape)
 
-        chain = []
+        chain, operands = [], {}
         for i, node in enumerate(self.nodes):
             link = type(node)()
             link.CopyFrom(node)
             link.input[0], link.output[0] = f"step{i}", f"step{i + 1}"
+            for j, name in enumerate(node.input[1:], 1):
+                if name:
+                    link.input[j] = f"operand{i}_{j}"
+                    operands[link.input[j]] = self._constant(node, name, values.ndim)
             chain.append(link)
         names = [f"step{i}" for i in range(len(chain) + 1)]
         graph = helper.make_graph(
@@ -83,8 +95,8 @@ class Arithmetic:
         )
         opsets = [helper.make_opsetid(domain, number) for domain, number in self.opsets.items()]
         model = ModelWrapper(helper.make_model(graph, opset_imports=opsets))
-        for name in {name for node in chain for name in node.input[1:] if name}:
-            model.set_initializer(name, self.constants[name])
+        for name, operand in operands.items():
+            model.set_initializer(name, operand)
         result: Floats = execute_onnx(model, {names[0]: values})[names[-1]]
         return result
 
