@@ -42,7 +42,7 @@ class _Parser(ArgumentParser):
 
 def _in_plain_words(message: str) -> str:
     """Put jsonargparse's complaint about a value as the rest of this program would."""
-    message = re.sub(r"\b(run|train|export|attack|report)\.(?=\w)", "", message)
+    message = re.sub(rf"\b({'|'.join(COMMANDS)})\.(?=\w)", "", message)
     found = re.search(
         r'Parser key "(?P<flag>\w+)": .*?'
         r"(?:<class '(?P<type>\w+)'>|typing\.Literal\[(?P<of>.*?)\]).*?"
@@ -63,7 +63,7 @@ class _Command:
 
     help: str
     groups: tuple[str, ...]
-    function: Callable[[Namespace], None]
+    function: Callable[[Namespace], int | None]
     arguments: Callable[[ArgumentParser], None]
 
 
@@ -74,16 +74,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process by default.
 
     Returns:
-        The exit status: 0, 2 for a user's mistake, 130 for an interruption.
+        The exit status: 0, 1 for findings of `divqat check --strict`, 2 for a user's mistake, 130
+        for an interruption.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _quieten()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without "±" is no error
+    status: int | None = 0
     try:
         command, settings = _parse(arguments)
-        command.function(settings)
+        status = command.function(settings)
         sys.stdout.flush()
     except DivQATError as error:
         print(f"divqat: error: {error}", file=sys.stderr)
@@ -97,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"divqat: interrupted{_way_on(arguments)}", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def _command_name(argv: list[str]) -> str | None:
@@ -155,10 +157,12 @@ def _flag_value(flag: str, argv: list[str]) -> str | None:
 
 
 def _run_of(graph: Path) -> Path | None:
-    """Find the run in whose folder a graph lies: RUN/METHOD/model.onnx."""
+    """Find the run in whose folder a graph or a checkpoint lies: RUN/METHOD[/model.onnx]."""
     from brevitas_divqat.evaluation.config import CONFIG_FILE
 
-    folder = graph.resolve().parent.parent
+    folder = graph.resolve().parent
+    if graph.suffix == ".onnx":
+        folder = folder.parent
     return folder if (folder / CONFIG_FILE).is_file() else None
 
 
@@ -170,14 +174,16 @@ def _groups() -> dict[str, Any]:
 
 
 def _config_file(argv: list[str]) -> Path | None:
-    """Find the file of settings: the one that is named, or that of the run to attack."""
+    """Find the file of settings: the one that is named, or that of the run to attack or compare."""
     from brevitas_divqat.evaluation.config import CONFIG_FILE
 
     named = _flag_value("--config", argv)
     if named is not None:
         return Path(named)
-    graphs = (Path(a) for a in argv if a.endswith(".onnx"))
-    runs = (_run_of(graph) for graph in graphs) if _command_name(argv) == "attack" else ()
+    if _command_name(argv) not in ("attack", "diff"):
+        return None
+    places = (Path(a) for a in argv if a.endswith(".onnx") or Path(a).is_dir())
+    runs = (_run_of(place) for place in places)
     return next((run / CONFIG_FILE for run in runs if run), None)
 
 
@@ -345,6 +351,82 @@ def _original(folder: Path, graph: Any) -> Any:
     return ModuleExecutor(model, image_shape=info.image_shape, num_classes=graph.num_classes)
 
 
+def _check(settings: Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from brevitas_divqat.export import SEVERITIES, check_graph
+
+    least = list(SEVERITIES).index(SEVERITY_FLAGS[settings.severity])
+    counted = [f for f in check_graph(settings.model) if SEVERITIES.index(f.severity) <= least]
+    console = Console(width=None if sys.stdout.isatty() else REPORT_COLUMNS)
+    if not counted:
+        console.print(f"{settings.model}: nothing found", highlight=False, markup=False)
+        return 0
+    table = Table(title=str(settings.model), show_lines=True)
+    for column in ("severity", "rule", "layer", "found", "what to do"):
+        table.add_column(column, overflow="fold")
+    for finding in counted:
+        cells = (finding.severity, finding.rule, finding.layer, finding.found, finding.remedy)
+        table.add_row(*(Text(cell) for cell in cells))
+    console.print(table)
+    by_severity = [f"{sum(f.severity == s for f in counted)} {s}" for s in SEVERITIES]
+    console.print(f"{len(counted)} found: {', '.join(by_severity)}", highlight=False)
+    return int(settings.strict)
+
+
+def _diff(settings: Namespace) -> None:
+    from brevitas_divqat.export import diff, load_form
+    from brevitas_divqat.files import write_json
+    from brevitas_divqat.progress import bar
+
+    a, b = load_form(settings.a), load_form(settings.b)
+    images, labels = _images_to_compare(settings)
+    found = diff(a, b, images, labels, examples=settings.examples, progress=bar)
+    print(found)
+    if settings.json is not None:
+        write_json(settings.json, found.to_json())
+
+
+def _images_to_compare(settings: Namespace) -> tuple[Any, Any]:
+    import numpy as np
+
+    from brevitas_divqat.data import DataConfig, load
+    from brevitas_divqat.errors import DataError
+
+    if settings.images.isdigit():
+        config = DataConfig(**{f.name: settings[f.name] for f in fields(DataConfig)})
+        test = load(config, foreign=False).test
+        count = int(settings.images)
+        return test.images[:count], test.labels[:count]
+    try:
+        return np.load(settings.images, allow_pickle=False), None
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"--images {settings.images} is neither a number of test images nor a .npy file of "
+            "8-bit pixels, (N, C, H, W)"
+        ) from error
+
+
+def _bench(settings: Namespace) -> None:
+    from rich.console import Console
+
+    from brevitas_divqat.evaluation.bench import bench_executors, bench_table
+    from brevitas_divqat.files import write_json
+    from brevitas_divqat.progress import bar
+
+    if settings.out is not None and settings.out.exists():
+        raise ConfigError(f"{settings.out} exists: choose another --out")
+    record = bench_executors(
+        settings.model, threads=settings.threads, seconds=settings.seconds, progress=bar
+    )
+    if settings.out is not None:
+        write_json(settings.out, record)
+    console = Console(width=None if sys.stdout.isatty() else REPORT_COLUMNS)
+    console.print(bench_table(record))
+
+
 def _report(settings: Namespace) -> None:
     _show_report(settings.runs, settings.out or settings.runs[0])
 
@@ -415,6 +497,50 @@ def _attack_arguments(parser: ArgumentParser) -> None:
     _out_argument(parser, "folder of the results; by default the run's that the graph lies in.")
 
 
+def _check_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="a QONNX graph with float scales.")
+    parser.add_argument(
+        "--severity",
+        type=Literal["breaks", "hls", "area"],
+        default="area",
+        help="the mildest findings to list: what breaks FINN, what falls back to HLS, or all.",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="exit with status 1 if anything is listed."
+    )
+
+
+def _diff_arguments(parser: ArgumentParser) -> None:
+    what = "a checkpoint's folder, an exported graph, or an integer graph."
+    parser.add_argument("a", type=Path, help=what)
+    parser.add_argument("b", type=Path, help=what)
+    parser.add_argument(
+        "--images",
+        type=str,
+        default="256",
+        help="how many test images of --data, or a .npy file of 8-bit pixels (N, C, H, W).",
+    )
+    parser.add_argument(
+        "--examples", type=int, default=10, help="how many differing elements to show."
+    )
+    parser.add_argument("--json", type=Path, default=None, help="a file to write it all to.")
+
+
+def _bench_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("what", type=Literal["executor"], help="what to measure: executor.")
+    parser.add_argument("model", type=Path, help="an exported graph.")
+    parser.add_argument(
+        "--threads",
+        type=list[int] | None,
+        default=None,
+        help="numbers of threads, e.g. [1,2]; by default 1 and 2, as far as there are cores.",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="least duration of each measurement."
+    )
+    _out_argument(parser, "a JSON file of the measurements.")
+
+
 def _report_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "runs", type=Path, nargs="+", help="run folders; several may differ in their seed alone."
@@ -422,6 +548,7 @@ def _report_arguments(parser: ArgumentParser) -> None:
     _out_argument(parser, "folder of report.html and report.png; by default the first run's.")
 
 
+SEVERITY_FLAGS = {"breaks": "breaks FINN", "hls": "falls back to HLS", "area": "costs area"}
 ALL_GROUPS = ("data", "model", "training", "loss", "interface", "executor", "attack")
 ATTACK_GROUPS = ("data", "interface", "executor", "attack")
 
@@ -447,6 +574,16 @@ COMMANDS = {
     "attack": _Command(
         "Steal a QONNX graph with KnockoffNets.", ATTACK_GROUPS, _attack, _attack_arguments
     ),
+    "check": _Command(
+        "List what keeps a QONNX graph from becoming an all-RTL accelerator.",
+        (),
+        _check,
+        _check_arguments,
+    ),
+    "diff": _Command(
+        "Compare two forms of one network layer by layer.", ("data",), _diff, _diff_arguments
+    ),
+    "bench": _Command("Measure the executors on this machine.", (), _bench, _bench_arguments),
     "report": _Command(
         "Render the measurements of one or more runs.", (), _report, _report_arguments
     ),

@@ -285,13 +285,16 @@ def attack(
     Raises:
         GraphError: if the graph is of other images or classes than the data set.
         RunExists: if ``folder`` holds this attack already.
+        ConfigError: if ``folder`` holds measurements of another graph of this victim.
     """
-    name = f"{graph.metadata.method.get('name', 'victim')}-{pool}-{labels}"
+    victim_name = graph.metadata.method.get("name", "victim")
+    name = f"{victim_name}-{pool}-{labels}"
     _check_fits(graph, dataset)
     config = config.knowing(graph.metadata.model, graph.metadata.width)
     path = _measurement(folder, f"extraction-{name}")
     if path.exists():
         raise RunExists(f"{path} holds this attack already: choose another --out")
+    _is_measured(_measurement(folder, f"victim-{victim_name}"), {"graph_sha256": graph.sha256})
     _check_no_file_in_the_way(path.parent)
     victim = Victim(graph, interface=interface, budget=config.budget)
     knockoff = KnockoffNets(config, labels=labels, augmentation=dataset.augmentation)

@@ -14,6 +14,7 @@ from brevitas_divqat.attacks import AttackConfig
 from brevitas_divqat.data import DataConfig
 from brevitas_divqat.errors import ConfigError, RunExists
 from brevitas_divqat.evaluation import RunConfig, open_folder, read_yaml
+from brevitas_divqat.executors import ExecutorConfig
 from brevitas_divqat.loss import LossConfig
 from brevitas_divqat.models import ModelConfig
 from brevitas_divqat.training import TrainingConfig
@@ -27,6 +28,7 @@ CONFIGS = {
         TrainingConfig(float_epochs=1, epochs=2, lr=1e-5, device="cpu", precision="bf16-mixed"),
         LossConfig("F1", 0.1, 2.0, "q||p", "convex", 1.5, 10, 0.1),
         OutputInterface("top-k", 3, 2),
+        ExecutorConfig("integer"),
         AttackConfig("adaptive", 5, "cnv", 0.5, 6, 7, "sgd", 0.1, 5e-3, surrogate_device="cpu"),
         seed=11,
     ),
@@ -69,6 +71,7 @@ def test_the_written_configuration_reads_back_equal(config: RunConfig, tmp_path:
         pytest.param("loss", {"alpha": 0.0}, "alpha (0.04 -> 0.0)", id="alpha"),
         pytest.param("data", {"pool": Path("p")}, "pool (None -> p)", id="pool"),
         pytest.param("interface", {"decimals": 2}, "decimals (None -> 2)", id="decimals"),
+        pytest.param("executor", {"executor": "integer"}, "executor (None -> integer)", id="graph"),
     ],
 )
 def test_other_settings_are_refused_by_name(

@@ -60,7 +60,9 @@ class PlainBrevitas(nn.Module):
             QuantLinear(60, 42, **options(precision.weight)),
             nn.BatchNorm1d(42),
             relu(),
-            QuantLinear(42, 10, **options(precision.edge)),
+            QuantLinear(
+                42, 10, **(options(precision.edge) | {"weight_quant": Int8WeightPerTensorFloat})
+            ),
         )
 
     def forward(self, x: Tensor) -> Tensor:
