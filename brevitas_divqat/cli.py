@@ -358,7 +358,8 @@ def _check(settings: Namespace) -> int:
 
     from brevitas_divqat.export import SEVERITIES, check_graph
 
-    least = list(SEVERITIES).index(SEVERITY_FLAGS[settings.severity])
+    mildest = SEVERITY_FLAGS[settings.severity]
+    least = [str(severity) for severity in SEVERITIES].index(mildest)
     counted = [f for f in check_graph(settings.model) if SEVERITIES.index(f.severity) <= least]
     console = Console(width=None if sys.stdout.isatty() else REPORT_COLUMNS)
     if not counted:

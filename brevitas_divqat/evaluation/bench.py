@@ -33,8 +33,9 @@ from brevitas_divqat.executors import Executor, ReferenceExecutor
 from brevitas_divqat.executors.base import filled_batches
 from brevitas_divqat.executors.fast import FastExecutor
 from brevitas_divqat.executors.integer import IntegerExecutor
-from brevitas_divqat.executors.loading import load_graph, with_batch_size
-from brevitas_divqat.export import GraphMetadata, layer_name, to_integer_graph, tool_versions
+from brevitas_divqat.executors.loading import load_graph
+from brevitas_divqat.export import GraphMetadata, to_integer_graph, tool_versions
+from brevitas_divqat.export.graph_files import layer_name, with_batch_size
 from brevitas_divqat.progress import Progress, Show, silent
 
 __all__ = ["SCHEMA", "bench_executors", "bench_table"]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from brevitas_divqat.errors import GraphError
 from brevitas_divqat.executors.rescaling import Part, fit_parts, fit_rescaling
-from brevitas_divqat.export import layer_name
+from brevitas_divqat.export.graph_files import layer_name
 from brevitas_divqat.export.ranges import dot_range
 
 __all__ = ["compile_int8"]

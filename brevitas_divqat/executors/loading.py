@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +11,7 @@ from numpy.typing import NDArray
 
 from brevitas_divqat.errors import GraphError
 from brevitas_divqat.executors.base import Executor
-from brevitas_divqat.export import layer_name
+from brevitas_divqat.export.graph_files import layer_name, read_graph
 from brevitas_divqat.export.metadata import METADATA_KEY, GraphMetadata
 
 __all__ = [
@@ -22,7 +20,6 @@ __all__ = [
     "check_same_answers",
     "load_graph",
     "sample_images",
-    "with_batch_size",
 ]
 
 QUANTIZERS = frozenset({"Quant", "BipolarQuant", "Trunc", "MultiThreshold"})
@@ -56,57 +53,13 @@ def load_graph(path: Path) -> tuple[Any, str, GraphMetadata]:
             folder, holds no quantizer or no scale that is known beforehand, or does not say how to
             be served.
     """
-    from google.protobuf.message import DecodeError
-    from onnx import ModelProto
-    from qonnx.core.modelwrapper import ModelWrapper
-
     path = Path(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise GraphError(
-            f"cannot read the graph {path} ({error.strerror}): write it with `divqat export`"
-        ) from error
-    try:
-        model = ModelProto.FromString(content)
-    except DecodeError as error:
-        raise GraphError(f"{path} is not an ONNX graph: write it with `divqat export`") from error
-    if not model.graph.node:
-        raise GraphError(f"{path} is an ONNX file without nodes: write it with `divqat export`")
-    _load_external_tensors(model, path)
-    if not any(node.op_type in QUANTIZERS for node in model.graph.node):
+    wrapper, sha256 = read_graph(path)
+    if not any(node.op_type in QUANTIZERS for node in wrapper.graph.node):
         raise GraphError(f"{path} holds no quantizer: export a model of Brevitas layers")
-    _check_static(model, path)
-    wrapper = ModelWrapper(model)
+    _check_static(wrapper, path)
     metadata = GraphMetadata.from_json(wrapper.get_metadata_prop(METADATA_KEY), str(path))
-    return wrapper, hashlib.sha256(content).hexdigest(), metadata
-
-
-def _load_external_tensors(model: Any, path: Path) -> None:
-    """Read tensors that are kept in other files of the graph's folder, and of no other."""
-    from onnx.external_data_helper import (
-        ExternalDataInfo,
-        load_external_data_for_model,
-        uses_external_data,
-    )
-
-    outside = [t for t in model.graph.initializer if uses_external_data(t)]
-    folder = path.resolve().parent
-    for tensor in outside:
-        location = ExternalDataInfo(tensor).location
-        target = (folder / location).resolve()
-        if folder not in target.parents:
-            raise GraphError(
-                f"{path} keeps tensor {tensor.name} in {location}, outside its folder: save the "
-                "graph with its tensors inside"
-            )
-        if not target.is_file():
-            raise GraphError(
-                f"{path} keeps tensor {tensor.name} in {location}, which is missing: put the file "
-                "beside it, or save the graph with its tensors inside"
-            )
-    if outside:
-        load_external_data_for_model(model, str(folder))
+    return wrapper, sha256, metadata
 
 
 def _check_static(model: Any, path: Path) -> None:
@@ -122,16 +75,6 @@ def _check_static(model: Any, path: Path) -> None:
                 f"{path}: quantizer {layer_name(node)} ({node.op_type}) takes {computed[0]} from "
                 "another node: use static scales, zero-points and bit widths"
             )
-
-
-def with_batch_size(wrapper: Any, batch_size: int) -> Any:
-    """Return a copy of a graph for batches of another size."""
-    from qonnx.transformation.change_batchsize import ChangeBatchSize
-    from qonnx.transformation.infer_shapes import InferShapes
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return wrapper.transform(ChangeBatchSize(batch_size)).transform(InferShapes())
 
 
 def sample_images(image_shape: tuple[int, int, int]) -> NDArray[np.uint8]:

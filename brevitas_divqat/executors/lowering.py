@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brevitas_divqat.errors import GraphError
-from brevitas_divqat.export import layer_name
+from brevitas_divqat.export.graph_files import layer_name
 
 __all__ = ["lowered"]
 

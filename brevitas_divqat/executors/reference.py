@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from brevitas_divqat.errors import GraphError
 from brevitas_divqat.executors.base import check_batch_size, check_images, filled_batches
-from brevitas_divqat.executors.loading import load_graph, with_batch_size
+from brevitas_divqat.executors.loading import load_graph
+from brevitas_divqat.export.graph_files import with_batch_size
 
 __all__ = ["ReferenceExecutor"]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from brevitas_divqat.errors import GraphError
-from brevitas_divqat.export import layer_name
+from brevitas_divqat.export.graph_files import layer_name
 
 __all__ = ["TorchInteger"]
 

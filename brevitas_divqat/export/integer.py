@@ -18,6 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brevitas_divqat.errors import GraphError
+from brevitas_divqat.export.assembly import Assembly
+from brevitas_divqat.export.constants import (
+    Constant,
+    Constants,
+    check_zero_point,
+    quant_attributes,
+)
+from brevitas_divqat.export.graph_files import layer_name, read_graph
 from brevitas_divqat.export.metadata import METADATA_KEY, GraphMetadata
 from brevitas_divqat.export.ranges import EXACT_FLOAT32, dot_range, magnitude, smallest_datatype
 from brevitas_divqat.export.thresholds import Arithmetic, find_thresholds
@@ -27,7 +35,6 @@ __all__ = [
     "SCALES_KEY",
     "export_integer",
     "integer_path",
-    "layer_name",
     "tensor_scales",
     "to_integer_graph",
 ]
@@ -39,11 +46,6 @@ ELEMENTWISE = frozenset({"BatchNormalization", "Relu", "Add", "Sub", "Mul", "Div
 PIXEL_MAX = 255
 MAX_BITS = 16
 """Of activations: the number of thresholds doubles with each."""
-
-
-def layer_name(node: Any) -> str:
-    """Return the qualified module that a node comes from, or else the node's own name."""
-    return str(node.doc_string or node.name or node.output[0])
 
 
 def tensor_scales(graph: Any) -> dict[str, float]:
@@ -71,10 +73,8 @@ def to_integer_graph(graph: Any, *, pixel_divisor: float | None = None) -> Any:
     Raises:
         GraphError: naming the layer that has no integer form and what to change.
     """
-    from qonnx.core.modelwrapper import ModelWrapper
-
     if isinstance(graph, (str, Path)):
-        graph = ModelWrapper(str(graph))
+        graph = read_graph(Path(graph))[0]
     text = graph.get_metadata_prop(METADATA_KEY)
     metadata = None if text is None else GraphMetadata.from_json(text, "the graph")
     if pixel_divisor is None:
@@ -129,23 +129,6 @@ def export_integer(path: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class _Constant:
-    """A tensor that depends on no image; what a quantizer made carries its integers.
-
-    Attributes:
-        value: the float tensor.
-        integers: None where no quantizer made it.
-        scale: of the integers, broadcast to their shape.
-        datatype: of the integers.
-    """
-
-    value: NDArray[Any]
-    integers: NDArray[np.int64] | None = None
-    scale: NDArray[np.float64] | None = None
-    datatype: Any = None
-
-
-@dataclass(frozen=True)
 class _Value:
     """A tensor of the exported graph told by an integer tensor.
 
@@ -176,18 +159,10 @@ class _Translation:
     """One walk over an exported graph."""
 
     def __init__(self, graph: Any, pixel_divisor: float) -> None:
-        from onnx import numpy_helper
-
         self._source = graph
-        self._constants = {
-            tensor.name: _Constant(numpy_helper.to_array(tensor))
-            for tensor in graph.graph.initializer
-        }
+        self._constants = Constants(graph)
         self._values: dict[str, _Value] = {}
-        self._nodes: list[Any] = []
-        self._initializers: dict[str, NDArray[np.float32]] = {}
-        self._datatypes: dict[str, Any] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._made = Assembly()
         self._pixel_divisor = pixel_divisor
         self._layer = "the input"
         self.scales: dict[str, float] = {}
@@ -215,7 +190,7 @@ class _Translation:
         for node in self._source.graph.node:
             self._layer = f"layer {layer_name(node)} ({node.op_type})"
             if all(name in self._constants for name in node.input if name):
-                self._fold(node)
+                self._constants.fold(node)
             elif node.op_type in rules:
                 rules[node.op_type](node)
             else:
@@ -268,109 +243,11 @@ class _Translation:
         datatype: Any,
         **attributes: Any,
     ) -> None:
-        from onnx import helper
-
-        domain = "qonnx.custom_op.general" if op_type in CUSTOM_OPERATORS else ""
-        node = helper.make_node(
-            op_type,
-            inputs,
-            [output],
-            name=f"{op_type}_{len(self._nodes)}",
-            domain=domain,
-            **attributes,
-        )
-        node.doc_string = self._layer.removeprefix("layer ").rpartition(" (")[0]
-        self._nodes.append(node)
-        self._shapes[output] = shape
-        self._datatypes[output] = datatype
-
-    def _initializer(self, name: str, value: NDArray[Any], datatype: Any = None) -> str:
-        self._initializers[name] = np.asarray(value, np.float32)
-        if datatype is not None:
-            self._datatypes[name] = datatype
-        return name
+        layer = self._layer.removeprefix("layer ").rpartition(" (")[0]
+        self._made.emit(op_type, inputs, output, shape, datatype, layer, **attributes)
 
     def _shape(self, tensor: str) -> tuple[int, ...]:
         return tuple(self._source.get_tensor_shape(tensor))
-
-    # Constants
-
-    def _fold(self, node: Any) -> None:
-        """Run a node that depends on no image."""
-        if node.op_type in ("Quant", "BipolarQuant"):
-            self._constants[node.output[0]] = self._quantized_constant(node)
-            return
-        if not node.input:
-            self._constants[node.output[0]] = _Constant(self._run_alone(node))
-            return
-        source = self._constants[node.input[0]]
-        value = self._run_alone(node, source.value)
-        if node.op_type in ("Transpose", "Reshape", "Identity") and source.integers is not None:
-            assert source.scale is not None
-            self._constants[node.output[0]] = _Constant(
-                value,
-                self._run_alone(node, source.integers.astype(np.float32)).astype(np.int64),
-                self._run_alone(node, source.scale.astype(np.float32)).astype(np.float64),
-                source.datatype,
-            )
-        else:
-            self._constants[node.output[0]] = _Constant(value)
-
-    def _run_alone(self, node: Any, first: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Run one node on constants, ``first`` in place of its first input."""
-        from onnx import helper, numpy_helper
-        from onnx.reference import ReferenceEvaluator
-
-        values = {name: self._constants[name].value for name in node.input if name}
-        if first is not None:
-            values[node.input[0]] = first
-        graph = helper.make_graph(
-            [node],
-            "constant",
-            [],
-            [helper.make_tensor_value_info(node.output[0], 1, None)],
-            [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()],
-        )
-        opsets = [helper.make_opsetid("", self._opsets.get("", 13))]
-        model = helper.make_model(graph, opset_imports=opsets)
-        (result,) = ReferenceEvaluator(model).run(None, {})
-        return np.asarray(result)
-
-    def _quantized_constant(self, node: Any) -> _Constant:
-        from qonnx.core.datatype import DataType
-        from qonnx.custom_op.general.bipolar_quant import binary_quant
-        from qonnx.custom_op.general.intquant import int_quant
-
-        value = self._constants[node.input[0]].value
-        scale = self._constants[node.input[1]].value
-        if node.op_type == "BipolarQuant":
-            quantized, datatype = binary_quant(value, scale), DataType["BIPOLAR"]
-        else:
-            zero_point, bits = (self._constants[name].value for name in node.input[2:4])
-            self._check_zero_point(zero_point)
-            signed, narrow, rounding = self._quant_attributes(node)
-            quantized = int_quant(value, scale, zero_point, bits, signed, narrow, rounding)
-            datatype = DataType[f"{'INT' if signed else 'UINT'}{int(bits)}"]
-            if bits == 1 and signed:
-                datatype = DataType["BIPOLAR"]
-        quantized = np.asarray(quantized, np.float32)
-        wide = np.broadcast_to(scale, quantized.shape).astype(np.float64)
-        integers = np.rint(quantized / wide).astype(np.int64)
-        return _Constant(quantized, integers, wide, datatype)
-
-    def _check_zero_point(self, zero_point: NDArray[Any]) -> None:
-        if (zero_point != 0).any():
-            self._refuse(
-                f"has zero-point {float(np.ravel(zero_point)[0]):g}", "use a quantizer with 0"
-            )
-
-    @staticmethod
-    def _quant_attributes(node: Any) -> tuple[bool, bool, str]:
-        from onnx import helper
-
-        found = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        rounding = found.get("rounding_mode", b"ROUND")
-        return bool(found.get("signed", 1)), bool(found.get("narrow", 1)), rounding.decode()
 
     # Entrance and exit
 
@@ -380,7 +257,7 @@ class _Translation:
 
         (source,) = self._source.graph.input
         divisor = "pixel_divisor"
-        self._constants[divisor] = _Constant(np.asarray(self._pixel_divisor, np.float32))
+        self._constants[divisor] = Constant(np.asarray(self._pixel_divisor, np.float32))
         shape = self._shape(source.name)
         divide = helper.make_node("Div", [source.name, divisor], ["pixels_divided"])
         divide.doc_string = self._layer
@@ -392,13 +269,10 @@ class _Translation:
             np.array(1.0),
             (divide,),
         )
-        self._shapes[source.name] = shape
-        self._datatypes[source.name] = DataType["UINT8"]
+        self._made.shapes[source.name] = shape
+        self._made.datatypes[source.name] = DataType["UINT8"]
 
     def _finish(self) -> tuple[Any, float]:
-        from onnx import TensorProto, helper
-        from qonnx.core.modelwrapper import ModelWrapper
-
         (output,) = self._source.graph.output
         self._layer = f"layer {layer_name(self._source.find_producer(output.name))} (the output)"
         value = self._output_bias(self._value(output.name), output.name)
@@ -419,30 +293,7 @@ class _Translation:
             )
         if value.tensor != output.name:
             self._rename(value.tensor, output.name)
-        source = self._source.graph.input[0].name
-
-        def info(name: str) -> Any:
-            return helper.make_tensor_value_info(name, TensorProto.FLOAT, self._shapes[name])
-
-        inner = [n for n in self._shapes if n not in (source, output.name)]
-        graph = helper.make_graph(
-            self._nodes,
-            "integer",
-            [info(source)],
-            [info(output.name)],
-            value_info=[info(name) for name in inner],
-        )
-        opsets = [helper.make_opsetid(domain, number) for domain, number in self._opsets.items()]
-        opsets += [helper.make_opsetid("qonnx.custom_op.general", 1)][
-            : "qonnx.custom_op.general" not in self._opsets
-        ]
-        proto = helper.make_model(graph, opset_imports=opsets)
-        proto.ir_version = self._source.model.ir_version
-        integer = ModelWrapper(proto)
-        for name, array in self._initializers.items():
-            integer.set_initializer(name, array)
-        for name, datatype in self._datatypes.items():
-            integer.set_tensor_datatype(name, datatype)
+        integer = self._made.model(self._source)
         return integer, float(value.scale)
 
     def _output_bias(self, value: _Value, output: str) -> _Value:
@@ -459,7 +310,7 @@ class _Translation:
         self._check_exact(max(abs(least), abs(greatest), int(np.abs(bias.integers).max())))
         sums = f"{output}_sums"
         self._rename(value.tensor, sums)
-        name = self._initializer(
+        name = self._made.initializer(
             f"{output}_bias",
             bias.integers,
             smallest_datatype(int(bias.integers.min()), int(bias.integers.max())),
@@ -468,13 +319,7 @@ class _Translation:
         return replace(value, tensor=output, nodes=(), low=low, high=high)
 
     def _rename(self, old: str, new: str) -> None:
-        for node in self._nodes:
-            for names in (node.input, node.output):
-                for i, name in enumerate(names):
-                    if name == old:
-                        names[i] = new
-        self._shapes[new] = self._shapes.pop(old)
-        self._datatypes[new] = self._datatypes.pop(old)
+        self._made.rename(old, new)
         if old in self.scales:
             self.scales[new] = self.scales.pop(old)
 
@@ -536,7 +381,7 @@ class _Translation:
         tensors = {v.tensor for v in told.values()}
         if name is None or any(
             tensors.intersection(node.input) and node.output[0] not in tensors
-            for node in self._nodes
+            for node in self._made.nodes
         ):
             self._refuse(
                 f"decreases in {int(falling.sum())} channels (a BatchNorm with negative gain?) "
@@ -545,12 +390,14 @@ class _Translation:
             )
         assert name is not None
         sign = np.where(falling, -1, 1)
-        weights = self._initializers[name]
+        weights = self._made.initializers[name]
         axis = 1 if weights.ndim == 2 else 0
         shape = [1] * weights.ndim
         shape[axis] = -1
-        self._initializers[name] = weights * sign.reshape(shape).astype(np.float32)
-        self._datatypes[name] = _symmetric(self._datatypes[name], self._initializers[name])
+        self._made.initializers[name] = weights * sign.reshape(shape).astype(np.float32)
+        self._made.datatypes[name] = _symmetric(
+            self._made.datatypes[name], self._made.initializers[name]
+        )
         self._values.update({key: self._turned(v, sign) for key, v in told.items()})
         return self._turned(value, sign)
 
@@ -558,7 +405,7 @@ class _Translation:
         """Return what a value becomes when its layer's weights change signs."""
         low, high = self._ends(value)
         low, high = np.where(sign < 0, -high, low), np.where(sign < 0, -low, high)
-        self._datatypes[value.tensor] = smallest_datatype(int(low.min()), int(high.max()))
+        self._made.datatypes[value.tensor] = smallest_datatype(int(low.min()), int(high.max()))
         return replace(value, low=low, high=high, scale=value.scale * sign)
 
     def _quant(self, node: Any) -> None:
@@ -569,10 +416,10 @@ class _Translation:
         if node.op_type == "BipolarQuant":
             self._refuse("has bipolar activations", "use 2 bits or more")
         scale, zero_point, bits = (self._constants[name].value for name in node.input[1:4])
-        self._check_zero_point(zero_point)
+        check_zero_point(node, zero_point)
         if scale.size != 1:
             self._refuse("has an activation scale per channel", "use one scale per tensor")
-        signed, narrow, _ = self._quant_attributes(node)
+        signed, narrow, _ = quant_attributes(node)
         width = int(np.ravel(bits)[0])
         if signed and width == 1:
             self._refuse("has 1-bit activations", "use 2 bits or more")
@@ -600,7 +447,7 @@ class _Translation:
         low, high = int(reached[0].min()), int(reached[1].max())
         if (thresholds == thresholds[:1]).all() and len(thresholds) > 1:
             thresholds = thresholds[:1]
-        name = self._initializer(
+        name = self._made.initializer(
             f"{output}_thresholds",
             thresholds,
             smallest_datatype(int(thresholds.min()), int(thresholds.max())),
@@ -632,7 +479,7 @@ class _Translation:
 
     # Layers
 
-    def _weights(self, name: str) -> _Constant:
+    def _weights(self, name: str) -> Constant:
         constant = self._constants.get(name)
         if constant is None:
             self._refuse("multiplies two tensors", "only constant weights have an integer form")
@@ -641,7 +488,7 @@ class _Translation:
             self._refuse("has weights in full precision", "give it a weight quantizer")
         return constant
 
-    def _output_scale(self, weights: _Constant, axis: int) -> NDArray[np.float64]:
+    def _output_scale(self, weights: Constant, axis: int) -> NDArray[np.float64]:
         assert weights.scale is not None
         rows = np.moveaxis(weights.scale, axis, 0).reshape(weights.scale.shape[axis], -1)
         if (rows != rows[:, :1]).any():
@@ -657,7 +504,7 @@ class _Translation:
         node: Any,
         op_type: str,
         value: _Value,
-        weights: _Constant,
+        weights: Constant,
         axis: int,
         bias: str | None,
         **attributes: Any,
@@ -673,7 +520,7 @@ class _Translation:
         rows = np.moveaxis(integers, axis, 0).reshape(integers.shape[axis], -1)
         self._check_exact(int(magnitude(rows, *value.bounds).max()))
         low, high = dot_range(rows, *value.bounds)
-        name = self._initializer(f"{output}_weights", integers, weights.datatype)
+        name = self._made.initializer(f"{output}_weights", integers, weights.datatype)
         shape = self._shape(output)
         datatype = smallest_datatype(int(low.min()), int(high.max()))
         self._emit(op_type, [value.tensor, name], output, shape, datatype, **attributes)
@@ -757,7 +604,7 @@ class _Translation:
         shape = self._shape(output)
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         attributes = _explicit_padding(attributes, attributes["kernel_shape"], value.shape, shape)
-        datatype = self._datatypes[value.tensor]
+        datatype = self._made.datatypes[value.tensor]
         self._emit("MaxPool", [value.tensor], output, shape, datatype, **attributes)
         self._values[output] = replace(value, tensor=output, shape=shape, weights=None)
 
@@ -803,9 +650,9 @@ class _Translation:
         scale, zero_point, *_, bits = constants
         if len(constants) != 5:
             self._refuse("is of an older QONNX version", "export it with this version of Brevitas")
-        self._check_zero_point(zero_point)
+        check_zero_point(node, zero_point)
         step, out_step = (float(np.ravel(c)[0]) for c in (scale, constants[3]))
-        datatype = self._datatypes[value.tensor]
+        datatype = self._made.datatypes[value.tensor]
         signed = datatype.signed()
         width = datatype.bitwidth()
         out_bits = int(np.ravel(bits)[0])
@@ -856,7 +703,9 @@ class _Translation:
         if not of_pixel:
             low, high = (np.array(end) for end in value.bounds)
             value = replace(value, low=low, high=high, weights=None)
-        self._emit("Flatten", [value.tensor], output, shape, self._datatypes[value.tensor], axis=1)
+        self._emit(
+            "Flatten", [value.tensor], output, shape, self._made.datatypes[value.tensor], axis=1
+        )
         self._values[output] = replace(value, tensor=output, shape=shape)
 
     def _differs_by_channel(self, value: _Value) -> bool:
@@ -868,7 +717,6 @@ class _Translation:
         )
 
 
-CUSTOM_OPERATORS = frozenset({"MultiThreshold", "QuantAvgPool2d"})
 SCALE_TOLERANCE = 1e-5
 """Relative: products of two float32 scales, each rounded once, that should be equal."""
 

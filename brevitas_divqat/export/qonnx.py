@@ -129,5 +129,14 @@ def _check_graph(wrapper: Any, metadata: GraphMetadata) -> None:
             f"the graph's output has shape {shape}, expected {expected}: one score for each of "
             f"{len(metadata.class_names)} class names"
         )
+    made = {name for node in graph.node for name in node.output}
+    made |= {tensor.name for tensor in (*graph.initializer, *graph.input)}
+    for node in graph.node:
+        dangling = [name for name in node.input if name and name not in made]
+        if dangling:
+            raise ExportError(
+                f"layer {node.doc_string or node.name} ({node.op_type}) reads {dangling[0]}, which "
+                "nothing makes: qonnx lost it, as where one tensor is added to itself"
+            )
     if not any(node.op_type in QUANT_OPERATORS for node in graph.node):
         raise ExportError("the graph holds no quantizer: was this built from Brevitas layers?")

@@ -8,37 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from brevitas_divqat.quant.activations import INPUT_SCALE
+from brevitas_divqat.export.quantgraph import (
+    JOINS,
+    MATRIX_LAYERS,
+    QUANTIZERS,
+    SHAPING,
+    QuantGraph,
+    Quantizer,
+)
+from brevitas_divqat.quant import INPUT_SCALE
 
-if TYPE_CHECKING:
-    from brevitas_divqat.export.check import QuantGraph, Quantizer
-
-__all__ = [
-    "JOINS",
-    "MATRIX_LAYERS",
-    "QUANTIZERS",
-    "RULES",
-    "SEVERITIES",
-    "SHAPING",
-    "Hit",
-    "Rule",
-    "Severity",
-]
+__all__ = ["RULES", "SEVERITIES", "Hit", "Rule", "Severity"]
 
 Severity = Literal["breaks FINN", "falls back to HLS", "costs area"]
 SEVERITIES: tuple[Severity, ...] = ("breaks FINN", "falls back to HLS", "costs area")
 
-QUANTIZERS = frozenset({"Quant", "BipolarQuant", "Trunc"})
-MATRIX_LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
-SHAPING = frozenset(
-    {"Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
-)
-"""Operators that pass values on as they are."""
 SELECTING = SHAPING | {"MaxPool"}
-JOINS = frozenset({"Add", "Concat", "Div", "Mul", "Sub"})
-"""Operators that can join two branches."""
 AVERAGES = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
 SUPPORTED = (
     QUANTIZERS

@@ -28,16 +28,11 @@ from torch import Tensor, nn
 from brevitas_divqat.errors import CheckpointError, ConfigError, DataError, GraphError
 from brevitas_divqat.executors import ModuleExecutor, ReferenceExecutor
 from brevitas_divqat.export import GraphMetadata, export_qonnx, to_integer_graph
-from brevitas_divqat.export.differ import ROUNDING_STEPS, Diff, diff
+from brevitas_divqat.export.differ import diff
+from brevitas_divqat.export.differences import ROUNDING_STEPS, Diff
+from brevitas_divqat.export.graph_traces import GraphTracer, load_form
 from brevitas_divqat.export.metadata import METADATA_KEY
-from brevitas_divqat.export.traces import (
-    GraphTracer,
-    ModelTracer,
-    Observation,
-    Quantizer,
-    Trace,
-    load_form,
-)
+from brevitas_divqat.export.traces import ModelTracer, Observation, Quantizer, Trace
 from brevitas_divqat.models import Precision, build
 from brevitas_divqat.progress import Show
 from brevitas_divqat.quant import (
