@@ -74,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process by default.
 
     Returns:
-        The exit status: 0, 1 for findings of `divqat check --strict`, 2 for a user's mistake, 130
-        for an interruption.
+        The exit status: 0, 1 for findings of `divqat check --strict` and `divqat verify`, 2 for a
+        user's mistake, 130 for an interruption.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _quieten()
@@ -180,7 +180,7 @@ def _config_file(argv: list[str]) -> Path | None:
     named = _flag_value("--config", argv)
     if named is not None:
         return Path(named)
-    if _command_name(argv) not in ("attack", "diff"):
+    if _command_name(argv) not in ("attack", "diff", "verify"):
         return None
     places = (Path(a) for a in argv if a.endswith(".onnx") or Path(a).is_dir())
     runs = (_run_of(place) for place in places)
@@ -390,6 +390,30 @@ def _diff(settings: Namespace) -> None:
         write_json(settings.json, found.to_json())
 
 
+def _verify(settings: Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from brevitas_divqat.evaluation.verify import VERIFIED_EQUAL, verify
+    from brevitas_divqat.files import write_json
+    from brevitas_divqat.progress import bar
+
+    images, _ = _images_to_compare(settings)
+    record = verify(settings.model, images, progress=bar)
+    if settings.json is not None:
+        write_json(settings.json, record)
+    table = Table(title=f"{settings.model}: of {record['images']:,} images, those that differ in")
+    table.add_column("")
+    for column in ("any bit", "a step of the scores", "the label"):
+        table.add_column(column, justify="right")
+    for name, row in record["comparisons"].items():
+        counts = ("bits_differing", "multiples_differing", "labels_differing")
+        table.add_row(name, *(f"{row[count]:,}" for count in counts))
+    console = Console(width=None if sys.stdout.isatty() else REPORT_COLUMNS)
+    console.print(table)
+    return int(any(record["comparisons"][name]["bits_differing"] for name in VERIFIED_EQUAL))
+
+
 def _images_to_compare(settings: Namespace) -> tuple[Any, Any]:
     import numpy as np
 
@@ -515,16 +539,27 @@ def _diff_arguments(parser: ArgumentParser) -> None:
     what = "a checkpoint's folder, an exported graph, or an integer graph."
     parser.add_argument("a", type=Path, help=what)
     parser.add_argument("b", type=Path, help=what)
+    _images_argument(parser)
+    parser.add_argument(
+        "--examples", type=int, default=10, help="how many differing elements to show."
+    )
+
+
+def _images_argument(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--images",
         type=str,
         default="256",
         help="how many test images of --data, or a .npy file of 8-bit pixels (N, C, H, W).",
     )
-    parser.add_argument(
-        "--examples", type=int, default=10, help="how many differing elements to show."
-    )
     parser.add_argument("--json", type=Path, default=None, help="a file to write it all to.")
+
+
+def _verify_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "model", type=Path, help="a checkpoint's folder with model.onnx, or an exported graph."
+    )
+    _images_argument(parser)
 
 
 def _bench_arguments(parser: ArgumentParser) -> None:
@@ -583,6 +618,12 @@ COMMANDS = {
     ),
     "diff": _Command(
         "Compare two forms of one network layer by layer.", ("data",), _diff, _diff_arguments
+    ),
+    "verify": _Command(
+        "Count where the executors and forms of one network differ.",
+        ("data",),
+        _verify,
+        _verify_arguments,
     ),
     "bench": _Command("Measure the executors on this machine.", (), _bench, _bench_arguments),
     "report": _Command(

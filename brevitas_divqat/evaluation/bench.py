@@ -7,20 +7,13 @@ own: this module, started as a program with a task. docs/bench.md tells how to r
 
 from __future__ import annotations
 
-import inspect
-import json
 import os
 import platform
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 from brevitas_divqat.errors import ConfigError, GraphError
-from brevitas_divqat.executors import Executor, ReferenceExecutor
-from brevitas_divqat.executors.base import filled_batches
-from brevitas_divqat.executors.fast import FastExecutor
-from brevitas_divqat.executors.integer import IntegerExecutor
+from brevitas_divqat.evaluation.bench_process import IMAGES, Answer, Kind, Task, measure_apart
+from brevitas_divqat.executors.base import DEFAULT_BATCH
 from brevitas_divqat.executors.loading import load_graph
 from brevitas_divqat.export import GraphMetadata, to_integer_graph, tool_versions
 from brevitas_divqat.export.graph_files import layer_name, with_batch_size
@@ -44,16 +35,11 @@ SCHEMA = 1
 THREADS = (1, 2)
 REFERENCE_BATCHES = (1, 8, 64, 256)
 QCDQ_BATCH = 64
-PASSES = 3
-"""At least, of each measurement."""
-IMAGES = 256
-"""That are asked again and again: a multiple of every batch size."""
+LARGE_BATCH = 256
 COMPARED_ONE_BY_ONE = 64
 """Images whose scores are compared at batch size 1, where ``execute_onnx`` takes long."""
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni")
 """Of the processor, that decide which kernels onnxruntime takes."""
-
-Kind = Literal["idle", "reference", "onnxruntime QCDQ", "fast", "integer"]
 
 
 def bench_executors(
@@ -165,44 +151,6 @@ def _count_macs(graph: Any) -> int:
 # What is measured
 
 
-@dataclass(frozen=True)
-class _Task:
-    """One measurement, as its process is told it.
-
-    Attributes:
-        kind: what runs.
-        graph: its file.
-        batch: images per pass of the executor.
-        threads: of onnxruntime.
-        image_shape: (channels, height, width).
-        pixel_divisor: of the exported graph; a QCDQ graph does not tell it.
-        seconds: to time for; None for no timing.
-        compared: number of images whose scores are wanted.
-    """
-
-    kind: Kind
-    graph: str
-    batch: int
-    threads: int
-    image_shape: tuple[int, int, int]
-    pixel_divisor: float
-    seconds: float | None
-    compared: int
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """What a process answers.
-
-    Attributes:
-        content: ``refused``, the reason why it cannot run; or else ``peak_mib`` and the times.
-        scores: of the compared images; the integer graph's are integers.
-    """
-
-    content: dict[str, Any]
-    scores: NDArray[Any] | None = None
-
-
 class _Run:
     """All measurements of one graph, and the graphs that are made for them."""
 
@@ -227,13 +175,13 @@ class _Run:
         except GraphError as error:
             self._refused["onnxruntime QCDQ"] = self._plain(error)
 
-    def tasks(self, threads: int) -> list[_Task]:
+    def tasks(self, threads: int) -> list[Task]:
         """Return the measurements of one number of threads."""
         rows: list[tuple[Kind, Path, int]] = [
             *(("reference", self._model, batch) for batch in REFERENCE_BATCHES),
             ("onnxruntime QCDQ", self._qcdq, QCDQ_BATCH),
-            ("fast", self._model, _default_batch(FastExecutor)),
-            ("integer", self._integer, _default_batch(IntegerExecutor)),
+            *(("fast", self._model, batch) for batch in (DEFAULT_BATCH, LARGE_BATCH)),
+            *(("integer", self._integer, batch) for batch in (DEFAULT_BATCH, LARGE_BATCH)),
         ]
         return [self._task(kind, graph, batch, threads) for kind, graph, batch in rows]
 
@@ -267,8 +215,8 @@ class _Run:
                 show(1, f"{task.kind}, batch {task.batch}, threads {task.threads}: {said}")
         return list(rows.values()), idle
 
-    def _task(self, kind: Kind, graph: Path, batch: int, threads: int) -> _Task:
-        return _Task(
+    def _task(self, kind: Kind, graph: Path, batch: int, threads: int) -> Task:
+        return Task(
             kind,
             str(graph),
             batch,
@@ -279,19 +227,19 @@ class _Run:
             COMPARED_ONE_BY_ONE if batch == 1 else IMAGES,
         )
 
-    def _row(self, task: _Task) -> tuple[dict[str, Any], _Answer]:
+    def _row(self, task: Task) -> tuple[dict[str, Any], Answer]:
         row = {"executor": task.kind, "batch": task.batch, "threads": task.threads}
         if task.kind in self._refused:
             reason = self._refused[task.kind]
-            return {**row, "status": "not convertible", "reason": reason}, _Answer({})
+            return {**row, "status": "not convertible", "reason": reason}, Answer({})
         answer = self._ask(task)
         if "refused" in answer.content:
             reason = self._plain(answer.content["refused"])
             return {**row, "status": "not executable", "reason": reason}, answer
         return {**row, "status": "measured", **answer.content}, answer
 
-    def _ask(self, task: _Task) -> _Answer:
-        answer = _measure_apart(task, self._folder)
+    def _ask(self, task: Task) -> Answer:
+        answer = measure_apart(task, self._folder)
         if "refused" in answer.content and task.kind in ("idle", "reference"):
             raise GraphError(
                 f"{self._model} cannot be measured by execute_onnx at batch size {task.batch}: "
@@ -307,7 +255,7 @@ class _Run:
         return text
 
     def _comparison(
-        self, task: _Task, scores: NDArray[Any], expected: dict[str, NDArray[Any] | None]
+        self, task: Task, scores: NDArray[Any], expected: dict[str, NDArray[Any] | None]
     ) -> dict[str, Any]:
         exported = expected["reference"]
         assert exported is not None
@@ -328,10 +276,6 @@ class _Run:
             "max_abs_difference": float(np.abs(scores - exported).max()),
         }
         return {"identical": not differing.any(), "compared": compared}
-
-
-def _default_batch(executor: type) -> int:
-    return int(inspect.signature(executor).parameters["batch_size"].default)
 
 
 def _faster(before: dict[str, Any] | None, row: dict[str, Any]) -> dict[str, Any]:
@@ -376,181 +320,6 @@ def _to_qcdq(wrapper: Any) -> Any:
             + (f", and leaves {len(left) - 1} more" if len(left) > 1 else "")
         )
     return graph
-
-
-# In a process of its own
-
-
-def _measure_apart(task: _Task, folder: Path) -> _Answer:
-    """Measure in a fresh process."""
-    result, scores = folder / "result.json", folder / "scores.npy"
-    scores.unlink(missing_ok=True)
-    command = [sys.executable, "-m", __name__, json.dumps(asdict(task)), str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(task.threads)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode < 0:
-        return _Answer({"refused": f"ended by signal {-done.returncode}: not enough memory?"})
-    if done.returncode:
-        raise RuntimeError(f"measuring {task.kind} failed:\n{done.stderr[-4000:]}")
-    return _Answer(json.loads(result.read_text()), np.load(scores) if scores.exists() else None)
-
-
-def _measure(task: _Task) -> _Answer:
-    """Measure in this process."""
-    with _sessions_of(task.threads):
-        _import_all()
-        if task.kind == "idle":
-            return _Answer({"peak_mib": _peak_mib()})
-        try:
-            executor = _open(task)
-            images = _images(task.image_shape)
-            executor(images[: task.batch])
-            content = {} if task.seconds is None else _timed(executor, images, task)
-        except GraphError as error:
-            return _Answer({"refused": str(error)})
-        content["peak_mib"] = _peak_mib()
-        if not task.compared:
-            return _Answer(content)
-        asked = images[: task.compared]
-        if isinstance(executor, IntegerExecutor):
-            return _Answer(content, executor.integers(asked))
-        return _Answer(content, executor(asked))
-
-
-@contextmanager
-def _sessions_of(threads: int) -> Iterator[None]:
-    """Give every session that is opened without options a number of threads.
-
-    ``execute_onnx`` opens a session for each node with onnxruntime's defaults, which take all
-    cores, and has no parameter for that.
-    """
-    import onnxruntime
-
-    opened = onnxruntime.InferenceSession
-
-    def with_threads(model: Any, sess_options: Any = None, **rest: Any) -> Any:
-        if sess_options is None:
-            sess_options = onnxruntime.SessionOptions()
-            sess_options.intra_op_num_threads = threads
-        return opened(model, sess_options, **rest)
-
-    onnxruntime.InferenceSession = with_threads
-    try:
-        yield
-    finally:
-        onnxruntime.InferenceSession = opened
-
-
-def _import_all() -> None:
-    """Import what any executor needs, so that an idle process tells what that alone takes."""
-    import onnx  # noqa: F401
-    import qonnx.core.modelwrapper
-    import qonnx.core.onnx_exec
-    import qonnx.custom_op.registry
-    import qonnx.transformation.change_batchsize
-    import qonnx.transformation.fold_constants
-    import qonnx.transformation.infer_shapes  # noqa: F401
-
-
-def _open(task: _Task) -> Executor:
-    path = Path(task.graph)
-    if task.kind == "fast":
-        return FastExecutor(path, batch_size=task.batch, threads=task.threads, verify=False)
-    if task.kind == "integer":
-        return IntegerExecutor(path, batch_size=task.batch, threads=task.threads, verify=False)
-    if task.kind == "onnxruntime QCDQ":
-        return _QCDQ(task)
-    reference = ReferenceExecutor(path, batch_size=task.batch)
-    if reference.metadata.form == "integer":
-        # Integers, as they leave the graph, are what the integer executor is compared with.
-        reference.metadata = replace(reference.metadata, output_scale=1.0)
-    return reference
-
-
-class _QCDQ:
-    """onnxruntime as it is, with all its optimisations, on the QCDQ graph of a fixed batch size."""
-
-    name = "onnxruntime QCDQ"
-
-    def __init__(self, task: _Task) -> None:
-        import onnxruntime
-
-        try:
-            self._session = onnxruntime.InferenceSession(task.graph)
-        except Exception as error:  # onnxruntime's errors have no common base but this
-            raise GraphError(f"onnxruntime refuses the QCDQ graph ({error})") from error
-        self._input = self._session.get_inputs()[0].name
-        self._divisor = np.float32(task.pixel_divisor)
-        self._batch = task.batch
-        self.image_shape = task.image_shape
-        self.num_classes = int(self._session.get_outputs()[0].shape[1])
-
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        scores = np.empty((len(images), self.num_classes), np.float32)
-        for start, count, batch in filled_batches(images, self._batch):
-            pixels = batch.astype(np.float32) / self._divisor
-            scores[start : start + count] = self._session.run(None, {self._input: pixels})[0][
-                :count
-            ]
-        return scores
-
-
-def _images(image_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Draw seeded images: half noise of every pixel, half coarse patches of a random contrast."""
-    rng = np.random.default_rng(0)
-    channels, height, width = image_shape
-    noise = rng.integers(0, 256, (IMAGES // 2, *image_shape))
-    coarse = rng.integers(0, 256, (IMAGES // 2, channels, -(-height // 4), -(-width // 4)))
-    patches = coarse.repeat(4, axis=2).repeat(4, axis=3)[..., :height, :width]
-    dimmed = patches * rng.uniform(0.1, 1.0, (len(patches), 1, 1, 1))
-    mixed = np.stack([noise, dimmed], axis=1)  # taking turns, so that a few hold both
-    return mixed.reshape(-1, *image_shape).astype(np.uint8)
-
-
-def _timed(executor: Executor, images: NDArray[np.uint8], task: _Task) -> dict[str, Any]:
-    """Time passes that each take about a third of the time; the executor is warm."""
-    assert task.seconds is not None
-    started = time.perf_counter()
-    executor(images[: task.batch])
-    once = time.perf_counter() - started
-    count = max(1, round(task.seconds / PASSES / once)) * task.batch
-    whole, rest = divmod(count, len(images))
-    passes: list[float] = []
-    while len(passes) < PASSES or sum(passes) < task.seconds:
-        started = time.perf_counter()
-        for _ in range(whole):
-            executor(images)
-        if rest:
-            executor(images[:rest])
-        passes.append(time.perf_counter() - started)
-    return {
-        # The machine only ever takes time away: the fastest pass is the least disturbed one.
-        "images_per_second": count / min(passes),
-        "median_images_per_second": count / statistics.median(passes),
-        "images_per_pass": count,
-        "passes": len(passes),
-    }
-
-
-def _peak_mib() -> float:
-    """Return the most memory that this process has had resident, in MiB.
-
-    Not ``ru_maxrss``: Linux counts into that what the process that started this one had.
-    """
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError("the system does not tell the peak of resident memory")
-
-
-def _main(argv: Sequence[str]) -> None:
-    content = json.loads(argv[0])
-    content["image_shape"] = tuple(content["image_shape"])
-    answer = _measure(_Task(**content))
-    folder = Path(argv[1])
-    if answer.scores is not None:
-        np.save(folder / "scores.npy", answer.scores)
-    (folder / "result.json").write_text(json.dumps(answer.content))
 
 
 # The table
@@ -627,7 +396,3 @@ def _notes(row: dict[str, Any]) -> list[str]:
             f"apart, {compared['labels_differing']} {of} in their label."
         ]
     return []
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1:])

@@ -7,7 +7,7 @@ from brevitas_divqat.executors.base import Executor, check_images
 from brevitas_divqat.executors.config import ExecutorConfig, ExecutorKind, open_executor
 from brevitas_divqat.executors.fast import FastExecutor
 from brevitas_divqat.executors.integer import IntegerExecutor
-from brevitas_divqat.executors.loading import GraphExecutor
+from brevitas_divqat.executors.loading import GraphExecutor, sample_images
 from brevitas_divqat.executors.module import ModuleExecutor
 from brevitas_divqat.executors.reference import ReferenceExecutor
 
@@ -22,4 +22,5 @@ __all__ = [
     "ReferenceExecutor",
     "check_images",
     "open_executor",
+    "sample_images",
 ]

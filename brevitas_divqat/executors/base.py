@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 
 from brevitas_divqat.errors import ConfigError, DataError
 
-__all__ = ["Executor", "check_batch_size", "check_images", "filled_batches"]
+__all__ = ["DEFAULT_BATCH", "Executor", "check_batch_size", "check_images", "filled_batches"]
+
+
+DEFAULT_BATCH = 32
+"""Images per pass whose feature maps stay in a processor's caches."""
 
 
 class Executor(Protocol):

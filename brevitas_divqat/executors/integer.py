@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brevitas_divqat.errors import GraphError
-from brevitas_divqat.executors.base import check_batch_size, check_images
+from brevitas_divqat.executors.base import DEFAULT_BATCH, check_batch_size, check_images
 from brevitas_divqat.executors.int8 import compile_int8
 from brevitas_divqat.executors.loading import check_same_answers, load_graph
 from brevitas_divqat.executors.reference import ReferenceExecutor
@@ -50,7 +50,7 @@ class IntegerExecutor:
         self,
         path: Path,
         *,
-        batch_size: int = 32,
+        batch_size: int = DEFAULT_BATCH,
         device: str = "cpu",
         threads: int | None = None,
         verify: bool = True,

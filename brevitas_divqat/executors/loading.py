@@ -77,17 +77,20 @@ def _check_static(model: Any, path: Path) -> None:
             )
 
 
-def sample_images(image_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Return seeded images on which executors are compared.
+def sample_images(
+    image_shape: tuple[int, int, int], count: int = SAMPLE_IMAGES
+) -> NDArray[np.uint8]:
+    """Return ``count`` seeded images on which executors are compared, 2 or more.
 
     Black, white, noise of every pixel, and noise of coarse patches under a random contrast, which
     drive a network into its saturated and its usual ranges.
     """
     rng = np.random.default_rng(0)
     channels, height, width = image_shape
-    count = SAMPLE_IMAGES - 2
-    noise = rng.integers(0, 256, (count // 2, *image_shape))
-    coarse = rng.integers(0, 256, (count - count // 2, channels, -(-height // 4), -(-width // 4)))
+    noisy = (count - 2) // 2
+    noise = rng.integers(0, 256, (noisy, *image_shape))
+    patched = count - 2 - noisy
+    coarse = rng.integers(0, 256, (patched, channels, -(-height // 4), -(-width // 4)))
     patches = coarse.repeat(4, axis=2).repeat(4, axis=3)[..., :height, :width]
     contrast = rng.uniform(0.1, 1.0, (len(patches), 1, 1, 1))
     ends = np.stack([np.zeros(image_shape), np.full(image_shape, 255)])

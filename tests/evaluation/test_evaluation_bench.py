@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from brevitas_divqat.errors import ConfigError, GraphError
-from brevitas_divqat.evaluation import bench
+from brevitas_divqat.evaluation import bench, bench_process
 from brevitas_divqat.evaluation.bench import bench_executors, bench_table
+from brevitas_divqat.executors import sample_images
 from brevitas_divqat.executors.loading import load_graph
 from brevitas_divqat.export import export_qonnx, to_integer_graph
 from brevitas_divqat.models import Precision, build
@@ -29,7 +30,7 @@ from tests import networks
 
 SHAPE = (1, 28, 28)
 SECONDS = 0.01
-APART = bench._measure_apart
+APART = bench_process.measure_apart
 ROWS = [
     ("reference", 1),
     ("reference", 8),
@@ -37,7 +38,9 @@ ROWS = [
     ("reference", 256),
     ("onnxruntime QCDQ", 64),
     ("fast", 32),
+    ("fast", 256),
     ("integer", 32),
+    ("integer", 256),
 ]
 
 
@@ -61,10 +64,10 @@ def here() -> Iterator[list[Any]]:
 
     def measure(task: Any, folder: Path) -> Any:
         tasks.append(task)
-        return bench._measure(task)
+        return bench_process._measure(task)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "_measure_apart", measure)
+        patch.setattr(bench, "measure_apart", measure)
         yield tasks
 
 
@@ -81,7 +84,7 @@ def record(lenet: Path, here: list[Any]) -> dict[str, Any]:
 
 
 def row_of(record: dict[str, Any], executor: str, batch: int | None = None) -> dict[str, Any]:
-    (row,) = (
+    row, *_ = (
         row
         for row in record["rows"]
         if row["executor"] == executor and batch in (None, row["batch"])
@@ -153,10 +156,10 @@ def test_the_integer_row_is_also_compared_with_the_exported_graph(record: dict[s
 
 
 def test_images_are_seeded_and_tell_scores_apart(record: dict[str, Any], lenet: Path) -> None:
-    images = bench._images(SHAPE)
+    images = sample_images(SHAPE, 256)
     assert images.shape == (256, *SHAPE)
-    assert (images == bench._images(SHAPE)).all()
-    scores = bench.FastExecutor(lenet, verify=False)(images)
+    assert (images == sample_images(SHAPE, 256)).all()
+    scores = bench_process.FastExecutor(lenet, verify=False)(images)
     assert len(np.unique(scores, axis=0)) > 100, "a constant network would prove nothing"
 
 
@@ -175,7 +178,7 @@ def test_a_later_round_keeps_the_faster_one_and_the_comparison(
     got = bench_executors(lenet, threads=[1], seconds=SECONDS, rounds=2)
     assert all("compared" in row for row in got["rows"])
     timed = [task for task in here if task.seconds is not None and task.kind != "idle"]
-    assert [task.compared for task in timed] == [2, 256, 256, 256, 0, 0, 0, 0]
+    assert [task.compared for task in timed] == [2, *[256] * 5, *[0] * 6]
     slow = {"images_per_second": 1.0, "identical": True}
     fast = {"images_per_second": 2.0}
     assert bench._faster(slow, fast) == {"images_per_second": 2.0, "identical": True}
@@ -227,14 +230,14 @@ def test_a_graph_without_an_integer_form_says_so(
 def test_differences_are_counted(
     short: None, lenet: Path, here: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = bench.FastExecutor.__call__
+    asked = bench_process.FastExecutor.__call__
 
     def wrong(self: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         scores = asked(self, images)
         scores[:3] = np.nextafter(scores[:3], np.float32(np.inf))
         return scores
 
-    monkeypatch.setattr(bench.FastExecutor, "__call__", wrong)
+    monkeypatch.setattr(bench_process.FastExecutor, "__call__", wrong)
     got = bench_executors(lenet, threads=[1], seconds=SECONDS)
     row = row_of(got, "fast")
     assert not row["identical"]
@@ -264,7 +267,7 @@ def test_sessions_without_options_get_the_number_of_threads() -> None:
     model.ir_version = 8
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    with bench._sessions_of(2):
+    with bench_process._sessions_of(2):
         opened = onnxruntime.InferenceSession(model.SerializeToString())
         given = onnxruntime.InferenceSession(model.SerializeToString(), options)
     assert opened.get_session_options().intra_op_num_threads == 2
@@ -274,11 +277,11 @@ def test_sessions_without_options_get_the_number_of_threads() -> None:
 
 def test_a_fresh_process_has_a_peak_of_its_own(lenet: Path, tmp_path: Path) -> None:
     ballast = torch.ones(1500 * 2**18)  # 1500 MiB, which the other process must not be told
-    task = bench._Task("fast", str(lenet), 32, 1, SHAPE, 256.0, SECONDS, 8)
+    task = bench_process.Task("fast", str(lenet), 32, 1, SHAPE, 256.0, SECONDS, 8)
     answer = APART(task, tmp_path)
     assert 50 < answer.content["peak_mib"] < 1500
     assert len(ballast) > 0
-    here = bench._measure(task)
+    here = bench_process._measure(task)
     assert answer.scores is not None
     assert here.scores is not None
     assert answer.scores.tobytes() == here.scores.tobytes()
@@ -290,8 +293,8 @@ def test_a_process_that_is_killed_says_so(
     killer = tmp_path / "killer"
     killer.write_text("#!/bin/sh\nkill -9 $$\n")
     killer.chmod(0o755)
-    monkeypatch.setattr(bench.sys, "executable", str(killer))
-    task = bench._Task("fast", str(lenet), 32, 1, SHAPE, 256.0, SECONDS, 8)
+    monkeypatch.setattr(bench_process.sys, "executable", str(killer))
+    task = bench_process.Task("fast", str(lenet), 32, 1, SHAPE, 256.0, SECONDS, 8)
     assert "signal 9" in APART(task, tmp_path).content["refused"]
 
 

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Whether the forms of one network and its executors agree, counted on images.
+
+What must be equal to the bit is counted as bits; what differs by rounding, and the labels that it
+turns, are counted and not hidden in a tolerance.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brevitas_divqat.errors import GraphError
+from brevitas_divqat.evaluation.run import GRAPH_FILE
+from brevitas_divqat.executors import (
+    Executor,
+    FastExecutor,
+    IntegerExecutor,
+    ModuleExecutor,
+    ReferenceExecutor,
+)
+from brevitas_divqat.export import export_integer
+from brevitas_divqat.progress import Progress, silent
+from brevitas_divqat.training import load_checkpoint
+
+__all__ = ["VERIFIED_EQUAL", "verify"]
+
+SCHEMA = 1
+VERIFIED_EQUAL = ("fast = reference", "integer = reference on the integer graph")
+"""The comparisons in which a single differing bit is a defect of this package."""
+
+Scores = NDArray[np.float32]
+
+
+def verify(
+    place: Path, images: NDArray[np.uint8], *, progress: Progress = silent
+) -> dict[str, Any]:
+    """Compare every form and executor of one network on images.
+
+    Args:
+        place: a checkpoint's folder that holds ``model.onnx``, or the file of an exported graph;
+            the integer graph is made from it.
+        images: (N, C, H, W) uint8.
+        progress: shows the executors that have run.
+
+    Returns:
+        What ``--json`` writes: ``images``, ``graph_sha256``, ``output_scale`` and ``comparisons``,
+        each with the images whose scores differ in any bit, by another multiple of the output
+        scale, and in the label.
+
+    Raises:
+        GraphError: if there is no such graph, or it has no integer form.
+        DataError: if the images have another type or shape.
+    """
+    file = place / GRAPH_FILE if place.is_dir() else place
+    if not file.is_file():
+        raise GraphError(f"there is no graph {file}: write it with `divqat export`")
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / GRAPH_FILE
+        copy.write_bytes(file.read_bytes())
+        executors: dict[str, Executor] = {
+            "reference": (reference := ReferenceExecutor(copy)),
+            "fast": FastExecutor(copy, verify=False),
+        }
+        integer_file = export_integer(copy)
+        executors["integer reference"] = ReferenceExecutor(integer_file)
+        executors["integer"] = (integer := IntegerExecutor(integer_file, verify=False))
+    if place.is_dir():
+        model, info = load_checkpoint(place)
+        executors["brevitas"] = ModuleExecutor(
+            model,
+            image_shape=info.image_shape,
+            num_classes=len(info.class_names),
+            pixel_divisor=reference.metadata.pixel_divisor,
+        )
+    scores = {}
+    with progress("Comparing", len(executors)) as show:
+        for name, executor in executors.items():
+            scores[name] = executor(images)
+            show(1, name)
+    pairs = {
+        VERIFIED_EQUAL[0]: ("fast", "reference"),
+        VERIFIED_EQUAL[1]: ("integer", "integer reference"),
+        "Brevitas against exported graph": ("brevitas", "reference"),
+        "exported against integer graph": ("reference", "integer"),
+        "Brevitas against integer graph": ("brevitas", "integer"),
+    }
+    step = integer.metadata.output_scale
+    return {
+        "schema": SCHEMA,
+        "kind": "verify",
+        "images": len(images),
+        "graph_sha256": reference.sha256,
+        "output_scale": step,
+        "comparisons": {
+            name: _compared(scores[a], scores[b], step)
+            for name, (a, b) in pairs.items()
+            if a in scores
+        },
+    }
+
+
+def _compared(a: Scores, b: Scores, step: float) -> dict[str, float]:
+    multiples = [np.rint(scores.astype(np.float64) / step) for scores in (a, b)]
+    return {
+        "bits_differing": int((a.view(np.uint32) != b.view(np.uint32)).any(axis=1).sum()),
+        "multiples_differing": int((multiples[0] != multiples[1]).any(axis=1).sum()),
+        "labels_differing": int((a.argmax(axis=1) != b.argmax(axis=1)).sum()),
+        "max_abs_difference": float(np.abs(a - b).max(initial=0.0)),
+    }
