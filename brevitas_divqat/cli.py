@@ -43,15 +43,21 @@ class _Parser(ArgumentParser):
 def _in_plain_words(message: str) -> str:
     """Put jsonargparse's complaint about a value as the rest of this program would."""
     message = re.sub(rf"\b({'|'.join(COMMANDS)})\.(?=\w)", "", message)
+    message = re.sub(r"\{[\w,]+, \.\.\.\}", f"{{{','.join(COMMANDS)}}}", message)
     found = re.search(
         r'Parser key "(?P<flag>\w+)": .*?'
-        r"(?:<class '(?P<type>\w+)'>|typing\.Literal\[(?P<of>.*?)\]).*?"
+        r"(?:(?:<class '|\[)(?P<type>\w+)(?:'>|\[)|typing\.Literal\[(?P<of>.*?)\]).*"
         r"(?:Given|Got) value: (?P<value>.*)",
         message,
     )
     if found is None:
         return message
-    words = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+    words = {
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+        "list": "whole numbers in brackets, e.g. [1,2]",
+    }
     kind = found["type"]
     expected = words.get(kind, kind) if kind else f"one of {found['of']}"
     return f"--{found['flag'].replace('_', '-')}: expected {expected}, got {found['value']!r}"
@@ -308,7 +314,7 @@ def _attack(settings: Namespace) -> None:
     from brevitas_divqat.training import is_finished
 
     config = _run_config(settings, ATTACK_GROUPS)
-    graph = open_executor(settings.graph, config.executor.executor)
+    graph = open_executor(settings.graph, config.executor)
     checkpoint = settings.graph.resolve().parent
     own = _run_of(settings.graph)
     if settings.out is not None:
@@ -365,7 +371,7 @@ def _check(settings: Namespace) -> int:
     if not counted:
         console.print(f"{settings.model}: nothing found", highlight=False, markup=False)
         return 0
-    table = Table(title=str(settings.model), show_lines=True)
+    table = Table(title=Text(str(settings.model)), show_lines=True)
     for column in ("severity", "rule", "layer", "found", "what to do"):
         table.add_column(column, overflow="fold")
     for finding in counted:
@@ -382,6 +388,7 @@ def _diff(settings: Namespace) -> None:
     from brevitas_divqat.files import write_json
     from brevitas_divqat.progress import bar
 
+    _check_folder_of("--json", settings.json)
     a, b = load_form(settings.a), load_form(settings.b)
     images, labels = _images_to_compare(settings)
     found = diff(a, b, images, labels, examples=settings.examples, progress=bar)
@@ -393,16 +400,19 @@ def _diff(settings: Namespace) -> None:
 def _verify(settings: Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from brevitas_divqat.evaluation.verify import VERIFIED_EQUAL, verify
     from brevitas_divqat.files import write_json
     from brevitas_divqat.progress import bar
 
+    _check_folder_of("--json", settings.json)
     images, _ = _images_to_compare(settings)
     record = verify(settings.model, images, progress=bar)
     if settings.json is not None:
         write_json(settings.json, record)
-    table = Table(title=f"{settings.model}: of {record['images']:,} images, those that differ in")
+    title = f"{settings.model}: of {record['images']:,} images, those that differ in"
+    table = Table(title=Text(title))
     table.add_column("")
     for column in ("any bit", "a step of the scores", "the label"):
         table.add_column(column, justify="right")
@@ -414,13 +424,23 @@ def _verify(settings: Namespace) -> int:
     return int(any(record["comparisons"][name]["bits_differing"] for name in VERIFIED_EQUAL))
 
 
+def _check_folder_of(flag: str, file: Path | None) -> None:
+    """Refuse a file that cannot be written, before time is spent on what it is to hold."""
+    if file is None:
+        return
+    if file.is_dir():
+        raise ConfigError(f"{flag} {file} is a folder: give a file")
+    if not file.parent.is_dir():
+        raise ConfigError(f"{flag} {file}: there is no folder {file.parent}, make it first")
+
+
 def _images_to_compare(settings: Namespace) -> tuple[Any, Any]:
     import numpy as np
 
     from brevitas_divqat.data import DataConfig, load
     from brevitas_divqat.errors import DataError
 
-    if settings.images.isdigit():
+    if settings.images.isascii() and settings.images.isdigit():
         config = DataConfig(**{f.name: settings[f.name] for f in fields(DataConfig)})
         test = load(config, foreign=False).test
         count = int(settings.images)
@@ -443,6 +463,7 @@ def _bench(settings: Namespace) -> None:
 
     if settings.out is not None and settings.out.exists():
         raise ConfigError(f"{settings.out} exists: choose another --out")
+    _check_folder_of("--out", settings.out)
     record = bench_executors(
         settings.model, threads=settings.threads, seconds=settings.seconds, progress=bar
     )

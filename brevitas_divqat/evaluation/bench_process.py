@@ -12,8 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +29,7 @@ from brevitas_divqat.executors import (
     sample_images,
 )
 from brevitas_divqat.executors.base import filled_batches
+from brevitas_divqat.executors.sessions import sessions_of
 
 __all__ = ["IMAGES", "Answer", "Kind", "Task", "measure_apart"]
 
@@ -95,7 +95,7 @@ def measure_apart(task: Task, folder: Path) -> Answer:
 
 def _measure(task: Task) -> Answer:
     """Measure in this process."""
-    with _sessions_of(task.threads):
+    with sessions_of(task.threads):
         _import_all()
         if task.kind == "idle":
             return Answer({"peak_mib": _peak_mib()})
@@ -113,30 +113,6 @@ def _measure(task: Task) -> Answer:
         if isinstance(executor, IntegerExecutor):
             return Answer(content, executor.integers(asked))
         return Answer(content, executor(asked))
-
-
-@contextmanager
-def _sessions_of(threads: int) -> Iterator[None]:
-    """Give every session that is opened without options a number of threads.
-
-    ``execute_onnx`` opens a session for each node with onnxruntime's defaults, which take all
-    cores, and has no parameter for that.
-    """
-    import onnxruntime
-
-    opened = onnxruntime.InferenceSession
-
-    def with_threads(model: Any, sess_options: Any = None, **rest: Any) -> Any:
-        if sess_options is None:
-            sess_options = onnxruntime.SessionOptions()
-            sess_options.intra_op_num_threads = threads
-        return opened(model, sess_options, **rest)
-
-    onnxruntime.InferenceSession = with_threads
-    try:
-        yield
-    finally:
-        onnxruntime.InferenceSession = opened
 
 
 def _import_all() -> None:
@@ -158,7 +134,7 @@ def _open(task: Task) -> Executor:
         return IntegerExecutor(path, batch_size=task.batch, threads=task.threads, verify=False)
     if task.kind == "onnxruntime QCDQ":
         return _QCDQ(task)
-    reference = ReferenceExecutor(path, batch_size=task.batch)
+    reference = ReferenceExecutor(path, batch_size=task.batch, threads=task.threads)
     if reference.metadata.form == "integer":
         # Integers, as they leave the graph, are what the integer executor is compared with.
         reference.metadata = replace(reference.metadata, output_scale=1.0)

@@ -35,7 +35,7 @@ from brevitas_divqat.evaluation.measure import (
 )
 from brevitas_divqat.executors import (
     Executor,
-    ExecutorKind,
+    ExecutorConfig,
     GraphExecutor,
     ModuleExecutor,
     open_executor,
@@ -350,7 +350,7 @@ def run(config: RunConfig, dataset: Dataset, folder: Path, *, progress: Progress
     for method in METHODS:
         file = folder / method / GRAPH_FILE
         exported = _with_integer(file) if file.exists() else export(folder / method)
-        graph = _deployed(exported, config.executor.executor)
+        graph = _deployed(exported, config.executor)
         measure_victim(folder / method, graph, reference, dataset, folder)
         expected = {
             "graph_sha256": graph.sha256,
@@ -378,12 +378,12 @@ def run(config: RunConfig, dataset: Dataset, folder: Path, *, progress: Progress
                     )
 
 
-def _deployed(exported: Exported, kind: ExecutorKind | None) -> GraphExecutor:
-    if kind != "integer":
-        return open_executor(exported.graph, kind)
+def _deployed(exported: Exported, config: ExecutorConfig) -> GraphExecutor:
+    if config.executor != "integer":
+        return open_executor(exported.graph, config)
     if exported.integer is None:
         raise GraphError(f"there is no integer graph to serve: {exported.reason}")
-    return open_executor(exported.integer, kind)
+    return open_executor(exported.integer, config)
 
 
 def measure_victim(
@@ -409,7 +409,7 @@ def measure_victim(
     beside = integer_path(checkpoint / GRAPH_FILE)
     integer = None
     if graph.metadata.form == "exported" and beside.exists():
-        integer = open_executor(beside, "integer")
+        integer = open_executor(beside)
     record = victim_record(
         info,
         graph=graph,

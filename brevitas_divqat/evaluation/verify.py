@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brevitas_divqat.errors import GraphError
+from brevitas_divqat.errors import DataError, GraphError
 from brevitas_divqat.evaluation.run import GRAPH_FILE
 from brevitas_divqat.executors import (
     Executor,
@@ -23,7 +23,8 @@ from brevitas_divqat.executors import (
     ModuleExecutor,
     ReferenceExecutor,
 )
-from brevitas_divqat.export import export_integer
+from brevitas_divqat.executors.base import check_images
+from brevitas_divqat.export import integer_path, to_integer_graph
 from brevitas_divqat.progress import Progress, silent
 from brevitas_divqat.training import load_checkpoint
 
@@ -53,30 +54,31 @@ def verify(
         scale, and in the label.
 
     Raises:
-        GraphError: if there is no such graph, or it has no integer form.
-        DataError: if the images have another type or shape.
+        GraphError: if there is no such graph, it has no integer form, or it is of another network
+            than the checkpoint.
+        DataError: if there are no images, or they have another type or shape.
+        CheckpointError: if the folder holds no finished model.
     """
     file = place / GRAPH_FILE if place.is_dir() else place
     if not file.is_file():
         raise GraphError(f"there is no graph {file}: write it with `divqat export`")
+    reference = ReferenceExecutor(file)
+    if reference.metadata.form != "exported":
+        raise GraphError(f"{file} is an integer graph: give the exported graph that it came from")
+    check_images(images, reference.image_shape)
+    if not len(images):
+        raise DataError("there are no images: executors are compared on one image or more")
+    executors: dict[str, Executor] = {
+        "reference": reference,
+        "fast": FastExecutor(file, verify=False),
+    }
     with TemporaryDirectory() as folder:
-        copy = Path(folder) / GRAPH_FILE
-        copy.write_bytes(file.read_bytes())
-        executors: dict[str, Executor] = {
-            "reference": (reference := ReferenceExecutor(copy)),
-            "fast": FastExecutor(copy, verify=False),
-        }
-        integer_file = export_integer(copy)
+        integer_file = Path(folder) / integer_path(file).name
+        integer_file.write_bytes(to_integer_graph(file).model.SerializeToString())
         executors["integer reference"] = ReferenceExecutor(integer_file)
         executors["integer"] = (integer := IntegerExecutor(integer_file, verify=False))
     if place.is_dir():
-        model, info = load_checkpoint(place)
-        executors["brevitas"] = ModuleExecutor(
-            model,
-            image_shape=info.image_shape,
-            num_classes=len(info.class_names),
-            pixel_divisor=reference.metadata.pixel_divisor,
-        )
+        executors["brevitas"] = _brevitas(place, reference)
     scores = {}
     with progress("Comparing", len(executors)) as show:
         for name, executor in executors.items():
@@ -102,6 +104,22 @@ def verify(
             if a in scores
         },
     }
+
+
+def _brevitas(folder: Path, graph: ReferenceExecutor) -> ModuleExecutor:
+    """Load the checkpoint that ``graph`` lies beside."""
+    model, info = load_checkpoint(folder)
+    if (info.image_shape, info.class_names) != (graph.image_shape, graph.metadata.class_names):
+        raise GraphError(
+            f"{folder} holds a checkpoint and a graph of other images or classes: write the graph "
+            "again with `divqat export`"
+        )
+    return ModuleExecutor(
+        model,
+        image_shape=info.image_shape,
+        num_classes=len(info.class_names),
+        pixel_divisor=graph.metadata.pixel_divisor,
+    )
 
 
 def _compared(a: Scores, b: Scores, step: float) -> dict[str, float]:

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from brevitas_divqat.errors import GraphError
 from brevitas_divqat.executors.base import DEFAULT_BATCH, check_batch_size, check_images
-from brevitas_divqat.executors.loading import check_same_answers, load_graph
+from brevitas_divqat.executors.loading import check_same_answers, load_graph, opening
 from brevitas_divqat.executors.lowering import lowered
 from brevitas_divqat.executors.reference import ReferenceExecutor
-from brevitas_divqat.executors.sessions import open_session
+from brevitas_divqat.executors.sessions import in_batches, open_session, thread_count
 
 __all__ = ["FastExecutor"]
 
@@ -26,13 +26,14 @@ class FastExecutor:
     """Runs an exported graph whole, in one onnxruntime session.
 
     The scores are those of `ReferenceExecutor`, bit for bit, whatever the batch: onnxruntime's
-    kernels of single nodes are kept, and its optimisations, which round sums in other places, are
-    off. (Where ``execute_onnx`` gets a batch size that is no multiple of 4, it differs from itself.)
+    kernels of single nodes are kept, each on one thread, and its optimisations, which round sums in
+    other places, are off.
 
     Args:
         path: a graph that `export_qonnx` wrote.
         batch_size: images per pass; those of a few dozen images stay in the processor's caches.
-        threads: of onnxruntime; by default OMP_NUM_THREADS or the number of cores.
+        threads: batches that run at the same time; by default OMP_NUM_THREADS or the number of
+            cores.
         verify: compare with the reference on `sample_images` before the first answer.
 
     Attributes:
@@ -42,7 +43,7 @@ class FastExecutor:
     Raises:
         GraphError: if the file is no graph that this executor can run, or its scores differ from
             the reference's.
-        ConfigError: if the batch size is below 1.
+        ConfigError: if a number is below 1.
     """
 
     name = "fast"
@@ -60,11 +61,12 @@ class FastExecutor:
         wrapper, self.sha256, self.metadata = load_graph(path)
         if self.metadata.form != "exported":
             raise GraphError(f"{path} is an integer graph: use --executor integer, or reference")
-        self._batch_size = batch_size
-        self._session = open_session(lowered(wrapper), threads, path, optimised=False)
-        (self._input,) = (tensor.name for tensor in self._session.get_inputs())
-        if verify:
-            check_same_answers(self, ReferenceExecutor(path))
+        self._batch_size, self._threads = batch_size, thread_count(threads)
+        with opening(path):
+            self._session = open_session(lowered(wrapper), path, optimised=False)
+            (self._input,) = (tensor.name for tensor in self._session.get_inputs())
+            if verify:
+                check_same_answers(self, ReferenceExecutor(path))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -80,13 +82,13 @@ class FastExecutor:
         """Return the (N, K) scores of (N, C, H, W) images."""
         check_images(images, self.image_shape)
         scores = np.empty((len(images), self.num_classes), np.float32)
-        divisor = np.float32(self.metadata.pixel_divisor)
-        for start in range(0, len(images), self._batch_size):
-            batch = images[start : start + self._batch_size]
-            count = len(batch)
-            filled = np.zeros((count + -count % ROWS_AT_ONCE, *self.image_shape), np.float32)
-            filled[:count] = batch
-            pixels = filled / divisor
-            (answers,) = self._session.run(None, {self._input: pixels})
-            scores[start : start + count] = answers[:count]
-        return scores
+        in_batches(self._run, images, scores, self._batch_size, self._threads)
+        return scores * np.float32(self.metadata.output_scale)
+
+    def _run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        count = len(batch)
+        filled = np.zeros((count + -count % ROWS_AT_ONCE, *self.image_shape), np.float32)
+        filled[:count] = batch
+        pixels = filled / np.float32(self.metadata.pixel_divisor)
+        answers: NDArray[np.float32] = self._session.run(None, {self._input: pixels})[0]
+        return answers[:count]

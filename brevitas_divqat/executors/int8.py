@@ -217,11 +217,18 @@ class _Compiler:
         least = int(self._attributes(node).get("out_bias", 0.0))
         always = int((thresholds <= low[:, None]).all(axis=0).sum())
         ever = int((thresholds <= high[:, None]).any(axis=0).sum())
-        first, last = min(always, thresholds.shape[1] - 1), max(ever, always + 1)
+        # At most as many levels are left out as make the least output 0, so that bytes hold it.
+        first = min(always, thresholds.shape[1] - 1, max(0, -least))
+        last = max(ever, first + 1)
         if last - first > BYTE_MAX:
             raise GraphError(
                 f"node {layer_name(node)} has {last - first} thresholds per channel, more than "
                 "8 bits: use --executor reference"
+            )
+        if not -BYTE_MAX <= least + first <= 0:
+            raise GraphError(
+                f"node {layer_name(node)} gives integers from {least + first}, which no byte with "
+                "an offset holds: use --executor reference"
             )
         return thresholds[:, first:last], least + first
 
@@ -395,10 +402,12 @@ class _Compiler:
         else:
             first, second = (self._channels_last(self._tensors[name]) for name in node.input)
             low, high = first.low + second.low, first.high + second.high
-            if None not in (first.offset, second.offset) and high - low <= BYTE_MAX:
-                self._add_bytes(first, second, -low, output)
+            offset = max(0, -low)
+            fits = offset <= BYTE_MAX and high + offset <= BYTE_MAX
+            if None not in (first.offset, second.offset) and fits:
+                self._add_bytes(first, second, offset, output)
                 self._tensors[node.output[0]] = _Tensor(
-                    output, low, high, -low, first.channels_last
+                    output, low, high, offset, first.channels_last
                 )
                 return
             other = self._as_float(second).name
@@ -428,7 +437,7 @@ class _Compiler:
         channels = self._graph.get_tensor_shape(node.input[0])[1]
         low, high = ((end * kernel * kernel) >> shift for end in (source.low, source.high))
         offset = max(0, -low)
-        if source.offset is None or high + offset > BYTE_MAX:
+        if source.offset is None or max(offset, high + offset) > BYTE_MAX:
             raise GraphError(
                 f"node {layer_name(node)} averages integers {source.low} to {source.high}, more "
                 "than 8 bits: use --executor reference"

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from brevitas_divqat.errors import GraphError
 from brevitas_divqat.executors.base import DEFAULT_BATCH, check_batch_size, check_images
 from brevitas_divqat.executors.int8 import compile_int8
-from brevitas_divqat.executors.loading import check_same_answers, load_graph
+from brevitas_divqat.executors.loading import check_same_answers, load_graph, opening
 from brevitas_divqat.executors.reference import ReferenceExecutor
-from brevitas_divqat.executors.sessions import open_session
+from brevitas_divqat.executors.sessions import in_batches, open_session, thread_count
 from brevitas_divqat.executors.torch_integer import TorchInteger
 
 __all__ = ["IntegerExecutor"]
@@ -32,7 +32,8 @@ class IntegerExecutor:
         batch_size: images per pass.
         device: ``"cpu"`` for onnxruntime's 8-bit kernels; any device of torch, as ``"cuda"``, for
             exact matrix products there.
-        threads: of onnxruntime; by default OMP_NUM_THREADS or the number of cores.
+        threads: batches that run at the same time on the CPU; by default OMP_NUM_THREADS or the
+            number of cores.
         verify: compare with the reference on `sample_images` before the first answer.
 
     Attributes:
@@ -41,7 +42,7 @@ class IntegerExecutor:
 
     Raises:
         GraphError: if the file is no integer graph, or the integers differ from the reference's.
-        ConfigError: if the batch size is below 1.
+        ConfigError: if a number is below 1, or there is no such device.
     """
 
     name = "integer"
@@ -63,14 +64,16 @@ class IntegerExecutor:
                 f"{path} is an exported graph with float scales: give the integer graph that "
                 "`divqat export` wrote beside it, or use --executor fast"
             )
-        self._batch_size = batch_size
-        if device == "cpu":
-            session = open_session(compile_int8(wrapper), threads, path, optimised=True)
-            self._run: Run = lambda batch: session.run(None, {"pixels": batch})[0]
-        else:
-            self._run = TorchInteger(wrapper, device)
-        if verify:
-            check_same_answers(self, ReferenceExecutor(path))
+        self._batch_size, self._threads = batch_size, thread_count(threads)
+        with opening(path):
+            if device == "cpu":
+                session = open_session(compile_int8(wrapper), path, optimised=True)
+                self._run: Run = lambda batch: session.run(None, {"pixels": batch})[0]
+            else:
+                self._run = TorchInteger(wrapper, device)
+                self._threads = 1
+            if verify:
+                check_same_answers(self, ReferenceExecutor(path))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -93,7 +96,5 @@ class IntegerExecutor:
     def _outputs(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         check_images(images, self.image_shape)
         outputs = np.empty((len(images), self.num_classes), np.float32)
-        for start in range(0, len(images), self._batch_size):
-            batch = np.ascontiguousarray(images[start : start + self._batch_size])
-            outputs[start : start + len(batch)] = self._run(batch)
+        in_batches(self._run, images, outputs, self._batch_size, self._threads)
         return outputs

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from brevitas_divqat.errors import GraphError
+from brevitas_divqat.errors import ConfigError, GraphError
 from brevitas_divqat.executors.base import Executor
 from brevitas_divqat.export.graph_files import layer_name, read_graph
 from brevitas_divqat.export.metadata import METADATA_KEY, GraphMetadata
@@ -19,6 +21,7 @@ __all__ = [
     "GraphExecutor",
     "check_same_answers",
     "load_graph",
+    "opening",
     "sample_images",
 ]
 
@@ -39,6 +42,18 @@ class GraphExecutor(Executor, Protocol):
         """Of the file."""
 
 
+@contextmanager
+def opening(path: Path) -> Iterator[None]:
+    """Turn whatever qonnx, onnx and onnxruntime raise at a damaged graph into a GraphError."""
+    try:
+        yield
+    except (ConfigError, GraphError):
+        raise
+    except Exception as error:  # of any of many kinds; the cause is this file
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise GraphError(f"{path} cannot be executed ({reason}): export it again") from error
+
+
 def load_graph(path: Path) -> tuple[Any, str, GraphMetadata]:
     """Read a deployed graph.
 
@@ -54,11 +69,16 @@ def load_graph(path: Path) -> tuple[Any, str, GraphMetadata]:
             be served.
     """
     path = Path(path)
-    wrapper, sha256 = read_graph(path)
-    if not any(node.op_type in QUANTIZERS for node in wrapper.graph.node):
+    with opening(path):
+        wrapper, sha256 = read_graph(path)
+    text = wrapper.get_metadata_prop(METADATA_KEY)
+    quantized = any(node.op_type in QUANTIZERS for node in wrapper.graph.node)
+    if text is not None or quantized:
+        metadata = GraphMetadata.from_json(text, str(path))
+        quantized |= metadata.form == "integer"  # of one layer, which no thresholds follow
+    if not quantized:
         raise GraphError(f"{path} holds no quantizer: export a model of Brevitas layers")
     _check_static(wrapper, path)
-    metadata = GraphMetadata.from_json(wrapper.get_metadata_prop(METADATA_KEY), str(path))
     return wrapper, sha256, metadata
 
 

@@ -25,11 +25,12 @@ ROUNDINGS: dict[str, tuple[str, ...]] = {
     "CEIL": ("Ceil",),
     "FLOOR": ("Floor",),
     "UP": ("Abs", "Ceil", "sign"),
-    "DOWN": ("Abs", "Floor", "sign"),
+    "DOWN": ("fix",),
     "HALF_UP": ("Abs", "+0.5", "Floor", "sign"),
     "HALF_DOWN": ("Abs", "-0.5", "Ceil", "sign"),
 }
-"""qonnx's rounding modes, as operators; ``sign`` multiplies by the sign of what is rounded."""
+"""qonnx's rounding modes, as operators; ``sign`` multiplies by the sign of what is rounded, ``fix``
+is numpy's, which keeps -0."""
 
 
 def lowered(graph: Any) -> Any:
@@ -128,6 +129,13 @@ class _Lowering:
             if step == "sign":
                 sign = self._emit("Sign", given, output=f"{x}_sign")
                 x = self._emit("Mul", sign, x, output=output)
+            elif step == "fix":
+                floor = self._emit("Floor", x, output=f"{x}_floor")
+                ceil = self._emit("Ceil", x, output=f"{x}_ceil")
+                zero = self._constant(f"{output}_at", 0)
+                # onnxruntime's Where keeps a -0 of its last operand alone.
+                positive = self._emit("Greater", x, zero, output=f"{x}_sign")
+                x = self._emit("Where", positive, floor, ceil, output=output)
             elif step[0] in "+-":
                 x = self._emit("Add", x, self._constant(f"{output}_by", float(step)), output=output)
             else:
@@ -136,7 +144,7 @@ class _Lowering:
 
     def _shifted(self, op_type: str, x: str, zero_point: NDArray[Any], output: str) -> str:
         """Add or subtract a zero-point; adding 0 turns -0 to 0, subtracting it does nothing."""
-        if op_type == "Sub" and not zero_point.any():
+        if op_type == "Sub" and not zero_point.any() and not np.signbit(zero_point).any():
             return x
         return self._emit(op_type, x, self._constant(f"{output}_zero", zero_point), output=output)
 
@@ -165,9 +173,7 @@ class _Lowering:
             y = self._shifted("Add", y, zero, f"{output}_shifted")
             y = self._bipolar(y, f"{output}_bipolar")
         else:
-            # Without a sign and a zero-point, clipping at 0 makes an end of -0.
-            if found.get("signed", 1) or zero.any():
-                y = self._shifted("Add", y, zero, f"{output}_shifted")
+            y = self._shifted("Add", y, zero, f"{output}_shifted")
             y = self._clipped(y, node, width)
             y = self._round(y, node, b"ROUND")
         y = self._shifted("Sub", y, zero, f"{output}_back")

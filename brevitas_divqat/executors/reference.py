@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from brevitas_divqat.errors import GraphError
 from brevitas_divqat.executors.base import check_batch_size, check_images, filled_batches
-from brevitas_divqat.executors.loading import load_graph
+from brevitas_divqat.executors.loading import load_graph, opening
+from brevitas_divqat.executors.sessions import sessions_of, thread_count
 from brevitas_divqat.export.graph_files import with_batch_size
 
 __all__ = ["ReferenceExecutor"]
@@ -19,11 +20,14 @@ __all__ = ["ReferenceExecutor"]
 class ReferenceExecutor:
     """Runs a deployed graph node by node through ``qonnx.core.onnx_exec.execute_onnx``.
 
-    The graph is set to one batch size, and the last batch is filled up with black images.
+    The graph is set to one batch size, and the last batch is filled up with black images. Each
+    node's session has one thread: with others the same sums are added in other blocks, and the last
+    bits, which decide at a quantizer's threshold, depend on the number of cores.
 
     Args:
         path: an exported or an integer graph.
         batch_size: images per pass; larger is faster, since every pass builds its sessions anew.
+        threads: of each node's session.
 
     Attributes:
         metadata: the graph's `GraphMetadata`.
@@ -31,27 +35,22 @@ class ReferenceExecutor:
 
     Raises:
         GraphError: if the file is missing, no ONNX graph, or does not say how to be served.
-        ConfigError: if the batch size is below 1.
+        ConfigError: if a number is below 1.
     """
 
     name = "reference"
 
-    def __init__(self, path: Path, *, batch_size: int = 256) -> None:
+    def __init__(self, path: Path, *, batch_size: int = 256, threads: int = 1) -> None:
         check_batch_size(batch_size)
         path = Path(path)
         wrapper, self.sha256, self.metadata = load_graph(path)
-        self._batch_size = batch_size
-        try:
+        self._batch_size, self._threads = batch_size, thread_count(threads)
+        with opening(path):
             self._graph = with_batch_size(wrapper, batch_size)
             self._input = self._graph.graph.input[0].name
             self._output = self._graph.graph.output[0].name
             self._check_metadata(path)
             self._run(np.zeros((batch_size, *self.image_shape), np.uint8))
-        except GraphError:
-            raise
-        except Exception as error:  # whatever qonnx and onnx raise, the cause is this file
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise GraphError(f"{path} cannot be executed ({reason}): export it again") from error
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -75,7 +74,8 @@ class ReferenceExecutor:
         from qonnx.core.onnx_exec import execute_onnx
 
         pixels = batch.astype(np.float32) / np.float32(self.metadata.pixel_divisor)
-        answers = execute_onnx(self._graph, {self._input: pixels})[self._output]
+        with sessions_of(self._threads):
+            answers = execute_onnx(self._graph, {self._input: pixels})[self._output]
         return answers * np.float32(self.metadata.output_scale)
 
     def _check_metadata(self, path: Path) -> None:

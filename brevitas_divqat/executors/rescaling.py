@@ -161,6 +161,7 @@ def _fit(
         least = np.where(is_reached, np.where(up > 0, rise / up, np.inf), 0.0).max(axis=1)
         most = np.where(is_missed & (down > 0), rise / down, np.inf).min(axis=1)
     feasible = (least < most) & np.isfinite(least)  # (T, C)
+    least = np.where(feasible, least, 0.0)
     most = np.where(np.isfinite(most), most, 2 * least + 1)
     width = np.where(feasible, (most - least) / np.maximum(most, 1e-300), -1.0)
     best = width.argmax(axis=0)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from brevitas_divqat.errors import GraphError
+from brevitas_divqat.errors import ConfigError, GraphError
 from brevitas_divqat.export.graph_files import layer_name
 
 __all__ = ["TorchInteger"]
@@ -32,12 +32,19 @@ class TorchInteger:
 
     Raises:
         GraphError: naming a node that is not of an integer graph.
+        ConfigError: if there is no such device.
     """
 
     def __init__(self, graph: Any, device: str) -> None:
         from onnx import helper, numpy_helper
 
-        self._device = torch.device(device)
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError("torch finds no CUDA device: compute on the CPU")
+        try:
+            self._device = torch.zeros(1, device=device).device
+        except (RuntimeError, AssertionError) as error:  # no such name, or no driver
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(f"device is {device!r} ({reason}): choose cpu or cuda") from error
         self._source = graph.graph.input[0].name
         self._output = graph.graph.output[0].name
         self._constants = {
@@ -63,7 +70,7 @@ class TorchInteger:
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return (N, K) integers as float32."""
         tensors = dict(self._constants)
-        tensors[self._source] = torch.from_numpy(images).to(self._device).float()
+        tensors[self._source] = torch.from_numpy(images.copy()).to(self._device).float()
         for step, inputs, output, attributes in self._steps:
             tensors[output] = step(*(tensors[name] for name in inputs), **attributes)
         result: NDArray[np.float32] = tensors[self._output].cpu().numpy()
