@@ -299,6 +299,13 @@ def _train(settings: Namespace) -> None:
 def _export(settings: Namespace) -> None:
     from brevitas_divqat.evaluation import export
 
+    if settings.out is not None:
+        _check_new_file("--out", settings.out)
+        if settings.out.suffix != ".onnx" or settings.out.stem.endswith("-integer"):
+            raise ConfigError(
+                f"--out {settings.out}: give a name that ends in .onnx, and not in -integer.onnx, "
+                "which the integer graph beside it has"
+            )
     exported = export(settings.checkpoint, settings.out)
     print(exported.graph)
     if exported.integer is None:
@@ -321,7 +328,7 @@ def _attack(settings: Namespace) -> None:
         folder = settings.out
     elif own:
         folder = own
-        config.check_same(folder, ATTACK_GROUPS)
+        config.check_same(folder, ("data", "interface", "attack"))
     else:
         raise ConfigError(f"{settings.graph} lies in no run's folder: give a folder with --out")
     original = settings.reference or (own / "float" if own else None)
@@ -388,7 +395,7 @@ def _diff(settings: Namespace) -> None:
     from brevitas_divqat.files import write_json
     from brevitas_divqat.progress import bar
 
-    _check_folder_of("--json", settings.json)
+    _check_new_file("--json", settings.json)
     a, b = load_form(settings.a), load_form(settings.b)
     images, labels = _images_to_compare(settings)
     found = diff(a, b, images, labels, examples=settings.examples, progress=bar)
@@ -406,7 +413,7 @@ def _verify(settings: Namespace) -> int:
     from brevitas_divqat.files import write_json
     from brevitas_divqat.progress import bar
 
-    _check_folder_of("--json", settings.json)
+    _check_new_file("--json", settings.json)
     images, _ = _images_to_compare(settings)
     record = verify(settings.model, images, progress=bar)
     if settings.json is not None:
@@ -424,12 +431,14 @@ def _verify(settings: Namespace) -> int:
     return int(any(record["comparisons"][name]["bits_differing"] for name in VERIFIED_EQUAL))
 
 
-def _check_folder_of(flag: str, file: Path | None) -> None:
+def _check_new_file(flag: str, file: Path | None) -> None:
     """Refuse a file that cannot be written, before time is spent on what it is to hold."""
     if file is None:
         return
     if file.is_dir():
         raise ConfigError(f"{flag} {file} is a folder: give a file")
+    if file.exists():
+        raise ConfigError(f"{flag} {file} exists: choose another file")
     if not file.parent.is_dir():
         raise ConfigError(f"{flag} {file}: there is no folder {file.parent}, make it first")
 
@@ -461,9 +470,7 @@ def _bench(settings: Namespace) -> None:
     from brevitas_divqat.files import write_json
     from brevitas_divqat.progress import bar
 
-    if settings.out is not None and settings.out.exists():
-        raise ConfigError(f"{settings.out} exists: choose another --out")
-    _check_folder_of("--out", settings.out)
+    _check_new_file("--out", settings.out)
     record = bench_executors(
         settings.model, threads=settings.threads, seconds=settings.seconds, progress=bar
     )

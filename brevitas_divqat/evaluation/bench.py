@@ -26,7 +26,7 @@ from brevitas_divqat.evaluation.bench_process import IMAGES, Answer, Kind, Task,
 from brevitas_divqat.executors.base import DEFAULT_BATCH
 from brevitas_divqat.executors.loading import load_graph
 from brevitas_divqat.export import GraphMetadata, to_integer_graph, tool_versions
-from brevitas_divqat.export.graph_files import layer_name, with_batch_size
+from brevitas_divqat.export.graph_files import attributes_of, layer_name, with_batch_size
 from brevitas_divqat.progress import Progress, Show, silent
 
 __all__ = ["SCHEMA", "bench_executors", "bench_table"]
@@ -68,8 +68,8 @@ def bench_executors(
     """
     model = Path(model)
     chosen = _checked_threads(threads)
-    if not seconds > 0:
-        raise ConfigError(f"seconds is {seconds}: it must be more than 0")
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(f"seconds is {seconds}: it must be more than 0, and finite")
     if rounds < 1:
         raise ConfigError(f"rounds is {rounds}: it must be 1 or more")
     wrapper, sha256, metadata = load_graph(model)
@@ -132,14 +132,13 @@ def _machine() -> dict[str, Any]:
 
 def _count_macs(graph: Any) -> int:
     """Return the multiplications of one image in convolutions and matrix products."""
-    from onnx import helper
 
     total = 0
     for node in graph.graph.node:
         if node.op_type not in ("Conv", "MatMul", "Gemm"):
             continue
         first, second = (graph.get_tensor_shape(name) for name in node.input[:2])
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        attributes = attributes_of(node)
         if node.op_type == "Conv":
             depth = int(np.prod(second[1:]))
         else:

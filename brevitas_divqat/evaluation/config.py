@@ -87,7 +87,8 @@ class RunConfig:
         Raises:
             ConfigError: naming the settings that differ.
         """
-        before, now = read_yaml(folder / CONFIG_FILE), self.flat()
+        # What a run's file does not name was added later, and had no other value then.
+        before, now = RunConfig().flat() | dict(read_yaml(folder / CONFIG_FILE)), self.flat()
         if groups is not None:
             compared = {"seed"} | {f.name for g in groups for f in fields(getattr(self, g))}
             before = {name: value for name, value in before.items() if name in compared}

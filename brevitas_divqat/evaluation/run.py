@@ -45,6 +45,7 @@ from brevitas_divqat.export import (
     export_integer,
     export_qonnx,
     integer_path,
+    is_integer_graph_of,
     tool_versions,
 )
 from brevitas_divqat.files import make_folder, write_json
@@ -69,6 +70,7 @@ __all__ = [
     "Exported",
     "attack",
     "check_folder",
+    "check_integer_graph",
     "check_settings",
     "export",
     "measure_victim",
@@ -246,10 +248,21 @@ def export(checkpoint: Path, path: Path | None = None) -> Exported:
 def _with_integer(file: Path) -> Exported:
     """Find the integer graph beside an exported graph, or make it."""
     integer = integer_path(file)
+    if integer.exists():
+        check_integer_graph(integer, file)
+        return Exported(file, integer)
     try:
-        return Exported(file, integer if integer.exists() else export_integer(file))
+        return Exported(file, export_integer(file))
     except GraphError as error:
         return Exported(file, None, str(error))
+
+
+def check_integer_graph(integer: Path, exported: Path) -> None:
+    """Raise GraphError unless an integer graph's file was made from an exported graph's file."""
+    if not is_integer_graph_of(integer, exported):
+        raise GraphError(
+            f"{integer} was not made from {exported}: delete it and export the checkpoint again"
+        )
 
 
 def attack(
@@ -409,6 +422,7 @@ def measure_victim(
     beside = integer_path(checkpoint / GRAPH_FILE)
     integer = None
     if graph.metadata.form == "exported" and beside.exists():
+        check_integer_graph(beside, checkpoint / GRAPH_FILE)
         integer = open_executor(beside)
     record = victim_record(
         info,

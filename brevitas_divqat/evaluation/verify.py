@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brevitas_divqat.errors import DataError, GraphError
-from brevitas_divqat.evaluation.run import GRAPH_FILE
+from brevitas_divqat.evaluation.run import GRAPH_FILE, check_integer_graph
 from brevitas_divqat.executors import (
     Executor,
     FastExecutor,
@@ -44,7 +44,7 @@ def verify(
 
     Args:
         place: a checkpoint's folder that holds ``model.onnx``, or the file of an exported graph;
-            the integer graph is made from it.
+            the integer graph beside it is taken, or else made.
         images: (N, C, H, W) uint8.
         progress: shows the executors that have run.
 
@@ -73,8 +73,12 @@ def verify(
         "fast": FastExecutor(file, verify=False),
     }
     with TemporaryDirectory() as folder:
-        integer_file = Path(folder) / integer_path(file).name
-        integer_file.write_bytes(to_integer_graph(file).model.SerializeToString())
+        integer_file = integer_path(file)
+        if integer_file.exists():
+            check_integer_graph(integer_file, file)
+        else:
+            integer_file = Path(folder) / integer_file.name
+            integer_file.write_bytes(to_integer_graph(file).model.SerializeToString())
         executors["integer reference"] = ReferenceExecutor(integer_file)
         executors["integer"] = (integer := IntegerExecutor(integer_file, verify=False))
     if place.is_dir():

@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 
 from brevitas_divqat.errors import GraphError
 from brevitas_divqat.executors.rescaling import Part, fit_parts, fit_rescaling
-from brevitas_divqat.export.graph_files import layer_name
-from brevitas_divqat.export.ranges import dot_range
+from brevitas_divqat.export.graph_files import attributes_of, layer_name
+from brevitas_divqat.export.ranges import dot_range, magnitude
 
 __all__ = ["compile_int8"]
 
 BATCH = "batch"
 BYTE_MAX = 255
 WEIGHT_MAX = 127
+INT32_MAX = 2**31 - 1
 PAIR_MAX = 2**15 - 1
 """Processors without VNNI add pairs of products of unsigned and signed bytes in 16 bits, and
 saturate."""
@@ -154,9 +155,8 @@ class _Compiler:
         return name
 
     def _attributes(self, node: Any) -> dict[str, Any]:
-        from onnx import helper
 
-        return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        return attributes_of(node)
 
     def _channels_first(self, tensor: _Tensor) -> _Tensor:
         if not tensor.channels_last:
@@ -271,10 +271,13 @@ class _Compiler:
         largest = np.maximum(np.abs(layer.rows).max(axis=1), 1)
         byte_max = max(1, source.high + source.offset)
         room = np.minimum(WEIGHT_MAX // largest, PAIR_MAX // (2 * byte_max * largest))
+        sums = magnitude(layer.rows, layer.source.low, layer.source.high)
+        # The bias is no larger than the sums, where it matters: half of the 32 bits for each.
+        room = np.minimum(room, INT32_MAX // (2 * np.maximum(sums, 1)))
         if (room < 1).any():
             return None
         fitted = fit_rescaling(thresholds, layer.low, layer.high, room)
-        if fitted is None:
+        if fitted is None or (np.abs(fitted.offset) > INT32_MAX // 2).any():
             return None
         is_conv = layer.node.op_type == "Conv"
         spread = (-1, 1, 1, 1) if is_conv else (1, -1)

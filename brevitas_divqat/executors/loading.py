@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from brevitas_divqat.errors import ConfigError, GraphError
 from brevitas_divqat.executors.base import Executor
-from brevitas_divqat.export.graph_files import layer_name, read_graph
+from brevitas_divqat.export.graph_files import check_finite, layer_name, read_graph
 from brevitas_divqat.export.metadata import METADATA_KEY, GraphMetadata
+from brevitas_divqat.export.quantgraph import QUANTIZERS
 
 __all__ = [
-    "QUANTIZERS",
     "GraphExecutor",
     "check_same_answers",
     "load_graph",
@@ -25,7 +25,7 @@ __all__ = [
     "sample_images",
 ]
 
-QUANTIZERS = frozenset({"Quant", "BipolarQuant", "Trunc", "MultiThreshold"})
+WITH_CONSTANTS = QUANTIZERS | {"MultiThreshold"}
 SAMPLE_IMAGES = 67
 """Enough for a full batch of every executor and a ragged one."""
 
@@ -72,13 +72,14 @@ def load_graph(path: Path) -> tuple[Any, str, GraphMetadata]:
     with opening(path):
         wrapper, sha256 = read_graph(path)
     text = wrapper.get_metadata_prop(METADATA_KEY)
-    quantized = any(node.op_type in QUANTIZERS for node in wrapper.graph.node)
+    quantized = any(node.op_type in WITH_CONSTANTS for node in wrapper.graph.node)
     if text is not None or quantized:
         metadata = GraphMetadata.from_json(text, str(path))
         quantized |= metadata.form == "integer"  # of one layer, which no thresholds follow
     if not quantized:
         raise GraphError(f"{path} holds no quantizer: export a model of Brevitas layers")
     _check_static(wrapper, path)
+    check_finite(wrapper, str(path))
     return wrapper, sha256, metadata
 
 
@@ -87,7 +88,7 @@ def _check_static(model: Any, path: Path) -> None:
     known = {tensor.name for tensor in model.graph.initializer}
     known |= {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
     for node in model.graph.node:
-        if node.op_type not in QUANTIZERS:
+        if node.op_type not in WITH_CONSTANTS:
             continue
         computed = [name for name in node.input[1:] if name not in known]
         if computed:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brevitas_divqat.errors import GraphError
-from brevitas_divqat.export.graph_files import layer_name
+from brevitas_divqat.export.graph_files import attributes_of, layer_name
 
 __all__ = ["lowered"]
 
@@ -113,9 +113,8 @@ class _Lowering:
         return output
 
     def _attributes(self, node: Any) -> dict[str, Any]:
-        from onnx import helper
 
-        return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        return attributes_of(node)
 
     def _round(self, x: str, node: Any, default: bytes) -> str:
         mode = self._attributes(node).get("rounding_mode", default).decode().upper()

@@ -2,8 +2,8 @@
 """The integer graph in torch, exact on every device.
 
 Convolutions are matrix products of unfolded images: in float32 a sum of integers below 2^24 is
-exact in any order, also in the reduced precision that GPUs offer for products (8-bit factors fit
-its 11-bit mantissas), but not in the transformed domains that convolution kernels may choose.
+exact in any order, but not in the transformed domains that convolution kernels may choose, nor with
+the short mantissas (TF32) that GPUs offer for products and that are switched off here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from brevitas_divqat.errors import ConfigError, GraphError
-from brevitas_divqat.export.graph_files import layer_name
+from brevitas_divqat.export.graph_files import attributes_of, layer_name
 
 __all__ = ["TorchInteger"]
 
@@ -36,7 +36,7 @@ class TorchInteger:
     """
 
     def __init__(self, graph: Any, device: str) -> None:
-        from onnx import helper, numpy_helper
+        from onnx import numpy_helper
 
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ConfigError("torch finds no CUDA device: compute on the CPU")
@@ -53,7 +53,7 @@ class TorchInteger:
         }
         self._steps = []
         for node in graph.graph.node:
-            attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            attributes = attributes_of(node)
             if node.op_type not in OPERATORS:
                 raise GraphError(
                     f"node {layer_name(node)} ({node.op_type}) is none of an integer graph: use "
@@ -71,8 +71,13 @@ class TorchInteger:
         """Return (N, K) integers as float32."""
         tensors = dict(self._constants)
         tensors[self._source] = torch.from_numpy(images.copy()).to(self._device).float()
-        for step, inputs, output, attributes in self._steps:
-            tensors[output] = step(*(tensors[name] for name in inputs), **attributes)
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            for step, inputs, output, attributes in self._steps:
+                tensors[output] = step(*(tensors[name] for name in inputs), **attributes)
+        finally:
+            torch.set_float32_matmul_precision(precision)
         result: NDArray[np.float32] = tensors[self._output].cpu().numpy()
         return result
 

@@ -10,6 +10,7 @@ from brevitas_divqat.export.graph_traces import load_form
 from brevitas_divqat.export.integer import (
     export_integer,
     integer_path,
+    is_integer_graph_of,
     tensor_scales,
     to_integer_graph,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "export_integer",
     "export_qonnx",
     "integer_path",
+    "is_integer_graph_of",
     "load_form",
     "tensor_scales",
     "to_integer_graph",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from brevitas_divqat.errors import ConfigError, ExportError, GraphError
 from brevitas_divqat.export.graph_files import read_graph
+from brevitas_divqat.export.integer import SCALES_KEY
 from brevitas_divqat.export.metadata import GraphMetadata
 from brevitas_divqat.export.qonnx import _cleaned_graph, _on_cpu
 from brevitas_divqat.export.quantgraph import QUANTIZERS, QuantGraph
@@ -24,6 +25,9 @@ from brevitas_divqat.export.rules import RULES, SEVERITIES, Severity
 from brevitas_divqat.training import uncalibrated
 
 __all__ = ["Finding", "check", "check_graph"]
+
+DIFFERENT_SCALES = "Scaling factors are different"
+"""In the message of the error that Brevitas raises."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,16 @@ def check(model: nn.Module, example: Tensor | tuple[int, ...]) -> list[Finding]:
         try:
             graph = QuantGraph(_cleaned_graph(twin, metadata))
         except ExportError as error:
-            return [_finding("export", "the model", str(error))]
+            if DIFFERENT_SCALES not in str(error):
+                return [_finding("export", "the model", str(error))]
+            # Brevitas refuses to add branches of different scales: with equal ones it exports them,
+            # and the rest can be checked.
+            unknown.append(("join-scale", "the model", "an addition of different quantizers"))
+            _make_scales_equal(twin)
+            try:
+                graph = QuantGraph(_cleaned_graph(twin, metadata))
+            except ExportError as second:
+                return [_finding("export", "the model", str(second))]
     return _findings(graph, unknown)
 
 
@@ -104,6 +117,11 @@ def check_graph(graph: Path | str | Any) -> list[Finding]:
     wrapper = read_graph(Path(graph))[0] if isinstance(graph, Path | str) else copy.deepcopy(graph)
     if not wrapper.graph.node:
         raise GraphError(f"{source} is an ONNX file without nodes: export the model again")
+    if wrapper.get_metadata_prop(SCALES_KEY) is not None:
+        raise GraphError(
+            f"{source} is an integer graph, whose quantizers are thresholds already: check the "
+            "exported graph that it was made from"
+        )
     try:
         return _findings(QuantGraph(_prepared(wrapper)), [])
     except Exception as error:  # whatever qonnx and onnx raise, the cause is this file
@@ -196,6 +214,16 @@ def _unknown_zero_points(model: nn.Module) -> list[tuple[str, str, str]]:
         for name, _ in _without_statistics(model)
         if name.endswith(".zero_point_impl")
     ]
+
+
+@torch.no_grad()
+def _make_scales_equal(model: nn.Module) -> None:
+    """Give all activation scales the value 1, in place."""
+    for name, module in model.named_modules():
+        if name.endswith("act_quant.fused_activation_quant_proxy.tensor_quant.scaling_impl"):
+            for value in (*module.parameters(), *module.buffers()):
+                if value.is_floating_point():
+                    value.fill_(1.0)
 
 
 @torch.no_grad()

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brevitas_divqat.errors import GraphError
-from brevitas_divqat.export.graph_files import layer_name
+from brevitas_divqat.export.graph_files import attributes_of, layer_name
 
-__all__ = ["Constant", "Constants", "check_zero_point", "quant_attributes"]
+__all__ = ["Constant", "Constants", "bit_width", "check_zero_point", "quant_attributes"]
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,28 @@ class Constants(dict[str, Constant]):
             check_zero_point(node, zero_point)
             signed, narrow, rounding = quant_attributes(node)
             quantized = int_quant(value, scale, zero_point, bits, signed, narrow, rounding)
-            datatype = DataType[f"{'INT' if signed else 'UINT'}{int(bits)}"]
+            datatype = DataType[f"{'INT' if signed else 'UINT'}{bit_width(node, bits)}"]
             if bits == 1 and signed:
                 datatype = DataType["BIPOLAR"]
         quantized = np.asarray(quantized, np.float32)
         wide = np.broadcast_to(scale, quantized.shape).astype(np.float64)
         integers = np.rint(quantized / wide).astype(np.int64)
         return Constant(quantized, integers, wide, datatype)
+
+
+def bit_width(node: Any, bits: NDArray[Any]) -> int:
+    """Return a quantizer's bit width.
+
+    Raises:
+        GraphError: unless it is one positive whole number.
+    """
+    width = float(np.ravel(bits)[0])
+    if np.ptp(bits) or width != int(width) or width < 1:
+        raise GraphError(
+            f"layer {layer_name(node)} ({node.op_type}) has bit widths {np.unique(bits).tolist()}: "
+            "use one whole number"
+        )
+    return int(width)
 
 
 def check_zero_point(node: Any, zero_point: NDArray[Any]) -> None:
@@ -123,8 +138,7 @@ def check_zero_point(node: Any, zero_point: NDArray[Any]) -> None:
 
 def quant_attributes(node: Any) -> tuple[bool, bool, str]:
     """Return whether a quantizer is signed, whether it is narrow, and how it rounds."""
-    from onnx import helper
 
-    found = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    found = attributes_of(node)
     rounding = found.get("rounding_mode", b"ROUND")
     return bool(found.get("signed", 1)), bool(found.get("narrow", 1)), rounding.decode()

@@ -73,11 +73,10 @@ def diff(
         ConfigError: if a number is out of range.
         GraphError: if the two are not forms of one network, or one of them cannot be run.
     """
-    if batch_size < 1 or examples < 0:
-        raise ConfigError(
-            f"batch_size is {batch_size} and examples are {examples}: they must be 1 or more, and "
-            "0 or more"
-        )
+    if examples < 0:
+        raise ConfigError(f"examples is {examples}: it must be 0 or more")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}: it must be 1 or more")
     _check_pixels(images)
     first, second = _opened(a, b, images.shape[1:], batch_size)
     _check_images(images, first.image_shape)

@@ -8,9 +8,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from brevitas_divqat.errors import GraphError
 
-__all__ = ["layer_name", "read_graph", "with_batch_size"]
+__all__ = ["attributes_of", "check_finite", "layer_name", "read_graph", "with_batch_size"]
 
 
 def read_graph(path: Path) -> tuple[Any, str]:
@@ -39,6 +41,8 @@ def read_graph(path: Path) -> tuple[Any, str]:
         raise GraphError(f"{path} is not an ONNX graph: write it with `divqat export`") from error
     if not model.graph.node:
         raise GraphError(f"{path} is an ONNX file without nodes: write it with `divqat export`")
+    if not model.opset_import:
+        raise GraphError(f"{path} does not say which operators it is made of: export it again")
     _load_external_tensors(model, path)
     return ModelWrapper(model), hashlib.sha256(content).hexdigest()
 
@@ -66,8 +70,14 @@ def _load_external_tensors(model: Any, path: Path) -> None:
                 f"{path} keeps tensor {tensor.name} in {location}, which is missing: put the file "
                 "beside it, or save the graph with its tensors inside"
             )
-    if outside:
-        load_external_data_for_model(model, str(folder))
+    try:
+        if outside:
+            load_external_data_for_model(model, str(folder))
+    except Exception as error:  # of several kinds, where the file is too short or no longer there
+        raise GraphError(
+            f"{path} keeps tensors in other files, which cannot be read ({error}): save the graph "
+            "with its tensors inside"
+        ) from error
 
 
 def with_batch_size(wrapper: Any, batch_size: int) -> Any:
@@ -83,3 +93,37 @@ def with_batch_size(wrapper: Any, batch_size: int) -> Any:
 def layer_name(node: Any) -> str:
     """Return the qualified module that a node comes from, or else the node's own name."""
     return str(node.doc_string or node.name or node.output[0])
+
+
+def attributes_of(node: Any) -> dict[str, Any]:
+    """Return a node's attributes by name; text as bytes."""
+    from onnx import helper
+
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def check_finite(graph: Any, source: str) -> None:
+    """Raise GraphError if a constant of a graph, the bounds of a Clip excepted, is not finite.
+
+    Args:
+        graph: a ``ModelWrapper``.
+        source: its name, for messages.
+    """
+    from onnx import numpy_helper
+
+    for tensor in graph.graph.initializer:
+        try:
+            values = numpy_helper.to_array(tensor)
+        except ValueError as error:
+            raise GraphError(
+                f"{source}: tensor {tensor.name} is damaged ({error}), export it again"
+            ) from error
+        if values.dtype.kind != "f" or np.isfinite(values).all():
+            continue
+        for node in graph.graph.node:
+            if tensor.name in node.input and node.op_type != "Clip":
+                raise GraphError(
+                    f"{source}: layer {layer_name(node)} ({node.op_type}) has "
+                    f"{int((~np.isfinite(values)).sum())} numbers in {tensor.name} that are NaN or "
+                    "infinite: train the model again, with a smaller learning rate"
+                )

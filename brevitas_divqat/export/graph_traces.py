@@ -12,7 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brevitas_divqat.errors import GraphError
-from brevitas_divqat.export.graph_files import layer_name, read_graph, with_batch_size
+from brevitas_divqat.export.graph_files import (
+    attributes_of,
+    layer_name,
+    read_graph,
+    with_batch_size,
+)
 from brevitas_divqat.export.integer import ELEMENTWISE, tensor_scales
 from brevitas_divqat.export.metadata import METADATA_KEY, GraphMetadata
 from brevitas_divqat.export.traces import (
@@ -126,7 +131,7 @@ class GraphTracer:
             if node.op_type not in DOT_OPERATORS or node.input[1] in self._dynamic:
                 continue
             axis = DOT_OPERATORS[node.op_type]
-            if node.op_type == "Gemm" and _attribute(node, "transB", 0):
+            if node.op_type == "Gemm" and attributes_of(node).get("transB", 0):
                 axis = 0
             name = node.input[1]
             if self._integer:
@@ -182,7 +187,7 @@ class GraphTracer:
                     "be compared there, use a static quantizer"
                 )
             scale, zero_point, bits = self._parameters(node)
-            signed = bipolar or bool(_attribute(node, "signed", 1))
+            signed = bipolar or bool(attributes_of(node).get("signed", 1))
             self._readers.append(_exported_reader(node, scale, zero_point, bipolar))
             output = node.output[0]
             sites.append(
@@ -254,7 +259,7 @@ class GraphTracer:
 
     def _threshold_reader(self, node: Any) -> Callable[[dict[str, Any]], Before]:
         thresholds = self._constants[node.input[1]]
-        least = int(_attribute(node, "out_bias", 0.0))
+        least = int(attributes_of(node).get("out_bias", 0.0))
         name = node.input[0]
         return lambda context: _AccumulatorBefore(context[name], thresholds, least)
 
@@ -304,7 +309,8 @@ def _exported_reader(
     node: Any, scale: NDArray[np.float64], zero_point: NDArray[np.float64], bipolar: bool
 ) -> Callable[[dict[str, Any]], Observation]:
     read, made = node.input[0], node.output[0]
-    rounding = _attribute(node, "rounding_mode", b"FLOOR" if node.op_type == "Trunc" else b"ROUND")
+    default = b"FLOOR" if node.op_type == "Trunc" else b"ROUND"
+    rounding = attributes_of(node).get("rounding_mode", default)
     mode = rounding.decode()
 
     def observe(context: dict[str, Any]) -> Observation:
@@ -329,13 +335,6 @@ def _window_reader(node: Any) -> Callable[[dict[str, Any]], Before]:
     from qonnx.custom_op.registry import getCustomOp
 
     name = node.input[0]
-    kernel, stride = (int(_attribute(node, key, 1)) for key in ("kernel", "stride"))
+    kernel, stride = (int(attributes_of(node).get(key, 1)) for key in ("kernel", "stride"))
     shift = int(getCustomOp(node).get_shifts())
     return lambda context: _WindowBefore(context[name], kernel, stride, shift)
-
-
-def _attribute(node: Any, name: str, default: Any) -> Any:
-    from onnx import helper
-
-    found = {a.name: a for a in node.attribute}
-    return helper.get_attribute_value(found[name]) if name in found else default

@@ -22,10 +22,11 @@ from brevitas_divqat.export.assembly import Assembly
 from brevitas_divqat.export.constants import (
     Constant,
     Constants,
+    bit_width,
     check_zero_point,
     quant_attributes,
 )
-from brevitas_divqat.export.graph_files import layer_name, read_graph
+from brevitas_divqat.export.graph_files import attributes_of, check_finite, layer_name, read_graph
 from brevitas_divqat.export.metadata import METADATA_KEY, GraphMetadata
 from brevitas_divqat.export.ranges import EXACT_FLOAT32, dot_range, magnitude, smallest_datatype
 from brevitas_divqat.export.thresholds import Arithmetic, find_thresholds
@@ -35,6 +36,7 @@ __all__ = [
     "SCALES_KEY",
     "export_integer",
     "integer_path",
+    "is_integer_graph_of",
     "tensor_scales",
     "to_integer_graph",
 ]
@@ -73,8 +75,9 @@ def to_integer_graph(graph: Any, *, pixel_divisor: float | None = None) -> Any:
     Raises:
         GraphError: naming the layer that has no integer form and what to change.
     """
+    sha256 = ""
     if isinstance(graph, (str, Path)):
-        graph = read_graph(Path(graph))[0]
+        graph, sha256 = read_graph(Path(graph))
     text = graph.get_metadata_prop(METADATA_KEY)
     metadata = None if text is None else GraphMetadata.from_json(text, "the graph")
     if pixel_divisor is None:
@@ -87,10 +90,26 @@ def to_integer_graph(graph: Any, *, pixel_divisor: float | None = None) -> Any:
         raise GraphError("the graph is an integer graph already: give the exported one")
     _check_ends(graph)
     translation = _Translation(graph, pixel_divisor)
-    integer, output_scale = translation.run()
+    try:
+        check_finite(graph, "the graph")
+        integer, output_scale = translation.run()
+    except GraphError:
+        raise
+    except Exception as error:  # of any kind: an operator used as no rule here expects
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise GraphError(
+            f"{translation.layer} cannot be translated to integers ({reason}): use layers that "
+            "FINN builds, see `divqat check`"
+        ) from error
     integer.set_metadata_prop(SCALES_KEY, json.dumps(translation.scales))
     if metadata is not None:
-        served = replace(metadata, form="integer", pixel_divisor=1.0, output_scale=output_scale)
+        served = replace(
+            metadata,
+            form="integer",
+            pixel_divisor=1.0,
+            output_scale=output_scale,
+            exported_sha256=sha256,
+        )
         integer.set_metadata_prop(METADATA_KEY, served.to_json())
     return integer
 
@@ -108,6 +127,17 @@ def _check_ends(graph: Any) -> None:
 def integer_path(path: Path) -> Path:
     """Return where the integer graph of an exported graph's file lies: ``model-integer.onnx``."""
     return path.with_stem(f"{path.stem}-integer")
+
+
+def is_integer_graph_of(integer: Path, exported: Path) -> bool:
+    """Tell whether an integer graph's file was made from an exported graph's file.
+
+    Raises:
+        GraphError: if one of them is missing or damaged.
+    """
+    text = read_graph(integer)[0].get_metadata_prop(METADATA_KEY)
+    source = GraphMetadata.from_json(text, str(integer)).exported_sha256
+    return source == read_graph(exported)[1]
 
 
 def export_integer(path: Path) -> Path:
@@ -164,7 +194,7 @@ class _Translation:
         self._values: dict[str, _Value] = {}
         self._made = Assembly()
         self._pixel_divisor = pixel_divisor
-        self._layer = "the input"
+        self.layer = "the input"
         self.scales: dict[str, float] = {}
         self._opsets = dict(graph.get_opset_imports())
 
@@ -188,7 +218,7 @@ class _Translation:
             **dict.fromkeys(ELEMENTWISE, self._elementwise),
         }
         for node in self._source.graph.node:
-            self._layer = f"layer {layer_name(node)} ({node.op_type})"
+            self.layer = f"layer {layer_name(node)} ({node.op_type})"
             if all(name in self._constants for name in node.input if name):
                 self._constants.fold(node)
             elif node.op_type in rules:
@@ -202,7 +232,7 @@ class _Translation:
     # What every rule needs
 
     def _refuse(self, found: str, remedy: str) -> None:
-        raise GraphError(f"{self._layer} {found}: {remedy}")
+        raise GraphError(f"{self.layer} {found}: {remedy}")
 
     def _value(self, name: str) -> _Value:
         if name not in self._values:
@@ -243,7 +273,7 @@ class _Translation:
         datatype: Any,
         **attributes: Any,
     ) -> None:
-        layer = self._layer.removeprefix("layer ").rpartition(" (")[0]
+        layer = self.layer.removeprefix("layer ").rpartition(" (")[0]
         self._made.emit(op_type, inputs, output, shape, datatype, layer, **attributes)
 
     def _shape(self, tensor: str) -> tuple[int, ...]:
@@ -260,7 +290,7 @@ class _Translation:
         self._constants[divisor] = Constant(np.asarray(self._pixel_divisor, np.float32))
         shape = self._shape(source.name)
         divide = helper.make_node("Div", [source.name, divisor], ["pixels_divided"])
-        divide.doc_string = self._layer
+        divide.doc_string = self.layer
         self._values[source.name] = _Value(
             source.name,
             shape,
@@ -274,7 +304,7 @@ class _Translation:
 
     def _finish(self) -> tuple[Any, float]:
         (output,) = self._source.graph.output
-        self._layer = f"layer {layer_name(self._source.find_producer(output.name))} (the output)"
+        self.layer = f"layer {layer_name(self._source.find_producer(output.name))} (the output)"
         value = self._output_bias(self._value(output.name), output.name)
         if value.scale.ndim:
             self._refuse(
@@ -379,9 +409,13 @@ class _Translation:
         name = value.weights
         told = {key: v for key, v in self._values.items() if name and v.weights == name}
         tensors = {v.tensor for v in told.values()}
-        if name is None or any(
-            tensors.intersection(node.input) and node.output[0] not in tensors
-            for node in self._made.nodes
+        if (
+            name is None
+            or any(v.tensor in tensors and v.weights != name for v in self._values.values())
+            or any(
+                tensors.intersection(node.input) and node.output[0] not in tensors
+                for node in self._made.nodes
+            )
         ):
             self._refuse(
                 f"decreases in {int(falling.sum())} channels (a BatchNorm with negative gain?) "
@@ -420,12 +454,14 @@ class _Translation:
         if scale.size != 1:
             self._refuse("has an activation scale per channel", "use one scale per tensor")
         signed, narrow, _ = quant_attributes(node)
-        width = int(np.ravel(bits)[0])
+        width = bit_width(node, bits)
         if signed and width == 1:
             self._refuse("has 1-bit activations", "use 2 bits or more")
         if width > MAX_BITS:
             self._refuse(f"has {width}-bit activations", f"use {MAX_BITS} bits or fewer")
         step = float(np.ravel(scale)[0])
+        if not 0 < step < np.inf:
+            self._refuse(f"has the scale {step:g}", "calibrate the model again")
         least = -(2 ** (width - 1)) + narrow if signed else 0
         most = 2 ** (width - 1) - 1 if signed else 2**width - 1 - narrow
         value = self._increasing(value, node)
@@ -541,11 +577,10 @@ class _Translation:
         self._values[output] = _Value(output, shape, low, high, scale, nodes, name)
 
     def _conv(self, node: Any) -> None:
-        from onnx import helper
 
         value = self._quantized(node.input[0])
         bias = node.input[2] if len(node.input) > 2 else None
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        attributes = attributes_of(node)
         weights = self._weights(node.input[1])
         kernel = weights.value.shape[2:]
         attributes = _explicit_padding(attributes, kernel, value.shape, self._shape(node.output[0]))
@@ -556,9 +591,8 @@ class _Translation:
         self._dot(node, "MatMul", value, self._weights(node.input[1]), 1, None)
 
     def _gemm(self, node: Any) -> None:
-        from onnx import helper
 
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        attributes = attributes_of(node)
         if attributes.get("transA", 0) or any(
             attributes.get(n, 1.0) != 1 for n in ("alpha", "beta")
         ):
@@ -597,12 +631,11 @@ class _Translation:
     # Pools and shapes
 
     def _max_pool(self, node: Any) -> None:
-        from onnx import helper
 
         value = self._increasing(self._value(node.input[0]))
         output = node.output[0]
         shape = self._shape(output)
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        attributes = attributes_of(node)
         attributes = _explicit_padding(attributes, attributes["kernel_shape"], value.shape, shape)
         datatype = self._made.datatypes[value.tensor]
         self._emit("MaxPool", [value.tensor], output, shape, datatype, **attributes)
@@ -619,13 +652,12 @@ class _Translation:
         self._quantized(node.input[0])
 
     def _trunc(self, node: Any) -> None:
-        from onnx import helper
 
         pool = self._source.find_producer(node.input[0])
         if pool is None or pool.op_type not in ("AveragePool", "GlobalAveragePool"):
             self._refuse("truncates something else than an average pool", "leave it out")
         value = self._quantized(pool.input[0])
-        found = {a.name: helper.get_attribute_value(a) for a in pool.attribute}
+        found = attributes_of(pool)
         height, width = value.shape[2:]
         kernel = list(found.get("kernel_shape", (height, width)))
         strides = list(found.get("strides", (1, 1) if "kernel_shape" in found else kernel))
@@ -636,7 +668,7 @@ class _Translation:
             )
         if found.get("ceil_mode") or found.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
             self._refuse("averages windows that reach over the edge", "use ceil_mode=False")
-        rounding = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        rounding = attributes_of(node)
         if rounding.get("rounding_mode", b"FLOOR").upper() != b"FLOOR":
             self._refuse(
                 f"rounds by {rounding['rounding_mode'].decode()}",

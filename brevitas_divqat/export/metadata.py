@@ -33,6 +33,7 @@ class GraphMetadata:
         class_names: one name per score.
         form: ``"exported"``, with float scales, or ``"integer"``, what the hardware computes.
         output_scale: the host multiplies the graph's output by this.
+        exported_sha256: of the file of the exported graph that an integer graph was made from.
         data: name of the data set that it was trained on.
         model: name of the architecture.
         width: its width factor.
@@ -46,6 +47,7 @@ class GraphMetadata:
     class_names: tuple[str, ...]
     form: GraphForm = "exported"
     output_scale: float = 1.0
+    exported_sha256: str = ""
     data: str = "unknown"
     model: str = "unknown"
     width: float = 1.0

@@ -9,18 +9,20 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from brevitas_divqat.errors import ExportError
+from brevitas_divqat.errors import ExportError, GraphError
+from brevitas_divqat.export.graph_files import check_finite
 from brevitas_divqat.export.metadata import METADATA_KEY, GraphMetadata
+from brevitas_divqat.export.quantgraph import QUANTIZERS
 from brevitas_divqat.files import write_bytes
 from brevitas_divqat.training import uncalibrated
 
 __all__ = ["export_qonnx"]
 
 OPSET = 13
-QUANT_OPERATORS = frozenset({"Quant", "BipolarQuant", "Trunc"})
 
 
 def export_qonnx(model: nn.Module, path: Path, metadata: GraphMetadata) -> Path:
@@ -45,6 +47,7 @@ def export_qonnx(model: nn.Module, path: Path, metadata: GraphMetadata) -> Path:
     _check_calibrated(model)
     wrapper = _cleaned_graph(_on_cpu(model), metadata)
     _check_graph(wrapper, metadata)
+    _check_runs(wrapper)
     wrapper.set_metadata_prop(METADATA_KEY, metadata.to_json())
     path = Path(path)
     write_bytes(path, wrapper.model.SerializeToString())
@@ -115,6 +118,25 @@ def _name_layers(wrapper: Any, model: nn.Module) -> None:
         node.doc_string = layer
 
 
+def _check_runs(wrapper: Any) -> None:
+    """Refuse a graph that qonnx's executor cannot run, or whose numbers are no numbers."""
+    from qonnx.core.onnx_exec import execute_onnx
+
+    try:
+        check_finite(wrapper, "the exported graph")
+        (entry,) = wrapper.graph.input
+        shape = wrapper.get_tensor_shape(entry.name)
+        execute_onnx(wrapper, {entry.name: np.zeros(shape, np.float32)})
+    except GraphError as error:
+        raise ExportError(str(error)) from error
+    except Exception as error:  # of any kind: the graph is what cannot be run
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ExportError(
+            f"the exported graph cannot be run by execute_onnx ({reason}): replace the layer that "
+            "it names"
+        ) from error
+
+
 def _check_graph(wrapper: Any, metadata: GraphMetadata) -> None:
     graph = wrapper.graph
     if len(graph.input) != 1 or len(graph.output) != 1:
@@ -138,5 +160,5 @@ def _check_graph(wrapper: Any, metadata: GraphMetadata) -> None:
                 f"layer {node.doc_string or node.name} ({node.op_type}) reads {dangling[0]}, which "
                 "nothing makes: qonnx lost it, as where one tensor is added to itself"
             )
-    if not any(node.op_type in QUANT_OPERATORS for node in graph.node):
+    if not any(node.op_type in QUANTIZERS for node in graph.node):
         raise ExportError("the graph holds no quantizer: was this built from Brevitas layers?")

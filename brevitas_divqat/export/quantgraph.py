@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from brevitas_divqat.export.graph_files import attributes_of
+
 __all__ = [
     "JOINS",
     "MATRIX_LAYERS",
@@ -121,13 +123,8 @@ class QuantGraph:
 
     def attribute(self, node: Any, name: str, default: Any) -> Any:
         """Return an attribute of a node, text as str."""
-        from onnx.helper import get_attribute_value
-
-        for attribute in node.attribute:
-            if attribute.name == name:
-                value = get_attribute_value(attribute)
-                return value.decode() if isinstance(value, bytes) else value
-        return default
+        value = attributes_of(node).get(name, default)
+        return value.decode() if isinstance(value, bytes) else value
 
     def layer(self, node: Any) -> str:
         """Name the layer that a node comes from, else the node, else its output."""

@@ -53,7 +53,7 @@ def custom(op_type: str, inputs: Sequence[str], **attributes: Any) -> Any:
 
 
 def run(graph: ModelWrapper, x: Floats) -> Floats:
-    session = open_session(lowered(graph), 1, Path("test"), optimised=False)
+    session = open_session(lowered(graph), Path("test"), optimised=False)
     (answer,) = session.run(None, {"x": x})
     return answer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from brevitas.quant import (
     SignedBinaryActPerTensorConst,
 )
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
 from qonnx.transformation.change_batchsize import ChangeBatchSize
@@ -34,7 +35,9 @@ from brevitas_divqat.errors import GraphError
 from brevitas_divqat.executors import ReferenceExecutor
 from brevitas_divqat.export import (
     GraphMetadata,
+    export_integer,
     export_qonnx,
+    is_integer_graph_of,
     tensor_scales,
     to_integer_graph,
 )
@@ -469,7 +472,7 @@ def test_the_source_stays_as_it_is(name: str, folder: Path) -> None:
     before = graph.model.SerializeToString(deterministic=True)
     first = to_integer_graph(graph)
     assert graph.model.SerializeToString(deterministic=True) == before
-    second = to_integer_graph(exported_file(name, folder))
+    second = to_integer_graph(ModelWrapper(str(exported_file(name, folder))))
     assert first.model.SerializeToString(deterministic=True) == second.model.SerializeToString(
         deterministic=True
     )
@@ -493,6 +496,7 @@ def test_metadata_say_how_it_is_served(plain: Case) -> None:
         ModelWrapper(str(plain.file)).get_metadata_prop(METADATA_KEY), "graph"
     )
     changes: dict[str, Any] = {"form": "integer", "pixel_divisor": 1.0}
+    changes["exported_sha256"] = hashlib.sha256(plain.file.read_bytes()).hexdigest()
     assert told == replace(source, output_scale=told.output_scale, **changes)
     assert told.output_scale > 0
 
@@ -877,3 +881,59 @@ def test_constant_nodes_are_folded(plain: Case) -> None:
     found = run(to_integer_graph(graph), plain.pixels)
     output = plain.graph.graph.output[0].name
     assert (found[output] == plain.found[output]).all()
+
+
+# What a reader tried to break it with
+
+
+def rewritten(name: str, tmp_path: Path, edit: Callable[[ModelProto], None]) -> Path:
+    path = networks.export(name, tmp_path / "edited.onnx")
+    model = ModelProto.FromString(path.read_bytes())
+    edit(model)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def constant_of(model: ModelProto, name: str) -> TensorProto:
+    return next(tensor for tensor in model.graph.initializer if tensor.name == name)
+
+
+def change(model: ModelProto, op_type: str, index: int, value: float, where: str) -> None:
+    """Set one number of an operand of the first quantizer of weights or of activations."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    node = next(
+        n
+        for n in model.graph.node
+        if n.op_type == op_type and (n.input[0] in constants) == (where == "weights")
+    )
+    tensor = constant_of(model, node.input[index])
+    values = numpy_helper.to_array(tensor).copy()
+    values.flat[0] = value
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+@pytest.mark.parametrize(
+    ("index", "value", "where", "reason"),
+    [
+        pytest.param(0, np.nan, "weights", "NaN or infinite", id="weight-nan"),
+        pytest.param(1, np.inf, "weights", "NaN or infinite", id="scale-inf"),
+        pytest.param(1, -0.5, "activations", "has the scale -0.5", id="scale-negative"),
+        pytest.param(1, 0.0, "activations", "has the scale 0", id="scale-0"),
+        pytest.param(3, 2.5, "weights", "bit widths", id="bits-fraction"),
+        pytest.param(3, 2.5, "activations", "bit widths", id="bits-fraction-act"),
+    ],
+)
+def test_numbers_that_no_integer_tells_are_refused(
+    tmp_path: Path, index: int, value: float, where: str, reason: str
+) -> None:
+    path = rewritten("plain", tmp_path, lambda m: change(m, "Quant", index, value, where))
+    with pytest.raises(GraphError, match=reason):
+        to_integer_graph(path)
+
+
+def test_an_integer_graph_knows_the_file_that_it_was_made_from(tmp_path: Path) -> None:
+    first = networks.export("plain", tmp_path / "first.onnx")
+    second = networks.export("per_tensor", tmp_path / "second.onnx")
+    integer = export_integer(first)
+    assert is_integer_graph_of(integer, first)
+    assert not is_integer_graph_of(integer, second)
