@@ -300,7 +300,8 @@ def _export(settings: Namespace) -> None:
     from brevitas_divqat.evaluation import export
 
     if settings.out is not None:
-        _check_new_file("--out", settings.out)
+        if settings.out.exists():
+            raise ConfigError(f"--out {settings.out} exists: choose another file")
         if settings.out.suffix != ".onnx" or settings.out.stem.endswith("-integer"):
             raise ConfigError(
                 f"--out {settings.out}: give a name that ends in .onnx, and not in -integer.onnx, "

@@ -98,7 +98,11 @@ def in_batches(
     batch_size: int,
     threads: int,
 ) -> None:
-    """Fill ``outputs`` with what ``run`` answers, batch by batch, ``threads`` batches at a time."""
+    """Fill ``outputs`` with what ``run`` answers, batch by batch, ``threads`` batches at a time.
+
+    Batches are smaller than ``batch_size`` where some of the threads would have none.
+    """
+    batch_size = min(batch_size, max(1, -(-len(images) // threads)))
 
     def answer(start: int) -> None:
         part = slice(start, start + batch_size)

@@ -177,15 +177,13 @@ def test_check_is_strict_about_what_it_lists(capfd: Capture, qat: Path) -> None:
     assert capfd.readouterr().out == f"{graph}: nothing found\n"
 
 
-def test_check_finds_no_quantizer_in_other_graphs(
-    capfd: Capture, qat: Path, tmp_path: Path
-) -> None:
-    for graph in (without_quantizer(tmp_path / "relu.onnx"), qat / "model-integer.onnx"):
-        assert status("check", graph, "--strict", "--severity", "breaks") == 1
-        out, err = capfd.readouterr()
-        assert "no-quantizer" in out
-        assert "1 found: 1 breaks FINN, 0 falls back to HLS, 0 costs area" in out
-        assert err == ""
+def test_check_finds_no_quantizer_in_other_graphs(capfd: Capture, tmp_path: Path) -> None:
+    graph = without_quantizer(tmp_path / "relu.onnx")
+    assert status("check", graph, "--strict", "--severity", "breaks") == 1
+    out, err = capfd.readouterr()
+    assert "no-quantizer" in out
+    assert "1 found: 1 breaks FINN, 0 falls back to HLS, 0 costs area" in out
+    assert err == ""
 
 
 @pytest.mark.parametrize("name", ["[/b].onnx", "[red]a.onnx"])
@@ -240,8 +238,8 @@ def test_diff_takes_the_first_test_images_or_those_of_a_file(
 ) -> None:
     np.save(tmp_path / "images.npy", test_images[:20])
     records = []
-    for images in ("20", tmp_path / "images.npy"):
-        file = tmp_path / "diff.json"
+    for name, images in (("counted", "20"), ("read", tmp_path / "images.npy")):
+        file = tmp_path / f"{name}.json"
         pair = (qat / "model.onnx", qat.parent / "divqat" / "model.onnx")
         assert status("diff", *pair, "--images", images, "--json", file) == 0
         records.append(json.loads(file.read_text()))
@@ -410,7 +408,9 @@ def test_bench_measures_and_does_not_overwrite(capfd: Capture, apart: Path, here
         pytest.param(
             ["executor", "model.onnx", "--out", "no/b.json"], ["no folder no"], id="missing-folder"
         ),
-        pytest.param(["executor", "model.onnx", "--out", "."], ["exists"], id="folder-for-out"),
+        pytest.param(
+            ["executor", "model.onnx", "--out", "."], ["is a folder"], id="folder-for-out"
+        ),
     ],
 )
 def test_a_mistaken_bench_is_one_line(
@@ -548,7 +548,8 @@ def test_a_graph_of_another_executor_is_refused(
 
 def test_an_attack_in_a_run_takes_the_run_s_executor(capfd: Capture, done: Path) -> None:
     graph = done / "qat" / "model-integer.onnx"
-    refused(capfd, [done], ["attack", graph, "--executor", "reference"], "executor", "--out")
+    again = ["attack", graph, "--executor", "reference"]
+    refused(capfd, [done], again, "holds this attack already", "--out")
     refused(capfd, [done], ["attack", graph], "holds this attack already", "--out")
     exported = done / "qat" / "model.onnx"
     refused(capfd, [done], ["attack", exported], "model.onnx is an exported graph")
@@ -797,3 +798,51 @@ def test_verify_of_an_integer_graph_or_of_no_checkpoint_is_one_line(
     refused(capfd, [apart], ["verify", integer], str(integer), "is an integer graph")
     refused(capfd, [apart], ["verify", apart], "no finished model", str(apart))
     refused(capfd, [done], ["verify", done / "float"], "no graph", "divqat export")
+
+
+# Nothing is overwritten, nothing is mixed up
+
+
+@pytest.mark.parametrize("victim", ["model.onnx", "notes.txt"])
+def test_a_file_that_exists_is_never_written_over(
+    capfd: Capture, apart: Path, tmp_path: Path, victim: str
+) -> None:
+    kept = apart / victim
+    if not kept.exists():
+        kept.write_text("mine")
+    graph = apart / "model.onnx"
+    for argv in (
+        ["verify", graph, *DATA, "--images", "2", "--json", kept],
+        ["diff", graph, apart / "model-integer.onnx", *DATA, "--images", "2", "--json", kept],
+        ["bench", "executor", graph, *QUICK, "--out", kept],
+    ):
+        refused(capfd, [apart], argv, str(kept), "exists")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "other-integer.onnx", "graph.txt"])
+def test_export_writes_no_graph_under_another_s_name(
+    capfd: Capture, qat: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"mine")
+    refused(capfd, [tmp_path], ["export", qat, "--out", tmp_path / name], name)
+
+
+def test_another_network_s_integer_graph_is_noticed(capfd: Capture, apart: Path) -> None:
+    networks.export("plain", apart / "other.onnx")
+    assert main(["check", str(apart / "other.onnx")]) == 0
+    shutil.copy(apart / "other.onnx", apart / "model.onnx")
+    refused(
+        capfd,
+        [apart],
+        ["verify", apart / "model.onnx", "--images", apart / "no.npy"],
+        "no.npy",
+    )
+    images = apart / "images.npy"
+    np.save(images, networks.images(networks.NETWORKS["plain"].image_shape, 4))
+    argv = ["verify", apart / "model.onnx", "--images", images]
+    refused(capfd, [apart], argv, "was not made from")
+
+
+def test_an_integer_graph_is_not_checked(capfd: Capture, apart: Path) -> None:
+    argv = ["check", apart / "model-integer.onnx", "--strict"]
+    refused(capfd, [apart], argv, "integer graph", "exported graph")

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch import nn
 
 from brevitas_divqat.errors import ConfigError, GraphError
 from brevitas_divqat.executors import FastExecutor, ReferenceExecutor, lowering
@@ -253,3 +254,26 @@ def test_an_integer_graph_is_refused(integer_file: Path) -> None:
     with pytest.raises(GraphError, match="integer graph: use --executor integer") as caught:
         FastExecutor(integer_file)
     assert str(integer_file) in str(caught.value)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("batch_size", [3, 32, 256])
+def test_bits_depend_on_no_number_of_threads(
+    wide_layer: Path, threads: int, batch_size: int
+) -> None:
+    """A wide matrix product is where onnxruntime's blocks follow the number of threads."""
+    images = networks.images((1, 32, 32), 70)
+    expected = ReferenceExecutor(wide_layer)(images)
+    fast = FastExecutor(wide_layer, threads=threads, batch_size=batch_size)
+    assert (fast(images).view(np.uint32) == expected.view(np.uint32)).all()
+    small = ReferenceExecutor(wide_layer, batch_size=32)(images)
+    assert (small.view(np.uint32) == expected.view(np.uint32)).all()
+
+
+@pytest.fixture(scope="module")
+def wide_layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with seeded(0):
+        model = nn.Sequential(networks.entry(), nn.Flatten(), networks.linear(1024, 100))
+    path = tmp_path_factory.mktemp("wide") / "model.onnx"
+    metadata = networks.metadata((1, 32, 32), 100)
+    return export_qonnx(networks.settle(model, (1, 32, 32)), path, metadata)
