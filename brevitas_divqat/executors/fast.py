@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from brevitas_divqat.errors import GraphError
 from brevitas_divqat.executors.base import DEFAULT_BATCH, check_batch_size, check_images
-from brevitas_divqat.executors.loading import check_same_answers, load_graph, opening
+from brevitas_divqat.executors.loading import GraphExecutor, check_same_answers, load_graph, opening
 from brevitas_divqat.executors.lowering import lowered
 from brevitas_divqat.executors.reference import ReferenceExecutor
 from brevitas_divqat.executors.sessions import in_batches, open_session, thread_count
@@ -22,7 +22,7 @@ ROWS_AT_ONCE = 4
 and rounds those that remain differently; batches of `ReferenceExecutor` leave none."""
 
 
-class FastExecutor:
+class FastExecutor(GraphExecutor):
     """Runs an exported graph whole, in one onnxruntime session.
 
     The scores are those of `ReferenceExecutor`, bit for bit, whatever the batch: onnxruntime's
@@ -67,16 +67,6 @@ class FastExecutor:
             (self._input,) = (tensor.name for tensor in self._session.get_inputs())
             if verify:
                 check_same_answers(self, ReferenceExecutor(path))
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the images."""
-        return self.metadata.image_shape
-
-    @property
-    def num_classes(self) -> int:
-        """Number of scores."""
-        return len(self.metadata.class_names)
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the (N, K) scores of (N, C, H, W) images."""

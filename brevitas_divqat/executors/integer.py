@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from brevitas_divqat.errors import GraphError
 from brevitas_divqat.executors.base import DEFAULT_BATCH, check_batch_size, check_images
 from brevitas_divqat.executors.int8 import compile_int8
-from brevitas_divqat.executors.loading import check_same_answers, load_graph, opening
+from brevitas_divqat.executors.loading import GraphExecutor, check_same_answers, load_graph, opening
 from brevitas_divqat.executors.reference import ReferenceExecutor
 from brevitas_divqat.executors.sessions import in_batches, open_session, thread_count
 from brevitas_divqat.executors.torch_integer import TorchInteger
@@ -22,7 +22,7 @@ __all__ = ["IntegerExecutor"]
 Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
-class IntegerExecutor:
+class IntegerExecutor(GraphExecutor):
     """Runs an integer graph in integer arithmetic.
 
     Its integers are those of ``execute_onnx`` on the integer graph.
@@ -74,16 +74,6 @@ class IntegerExecutor:
                 self._threads = 1
             if verify:
                 check_same_answers(self, ReferenceExecutor(path))
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the images."""
-        return self.metadata.image_shape
-
-    @property
-    def num_classes(self) -> int:
-        """Number of scores."""
-        return len(self.metadata.class_names)
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the (N, K) scores of (N, C, H, W) images: integers times the output scale."""

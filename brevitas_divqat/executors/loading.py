@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from brevitas_divqat.errors import ConfigError, GraphError
-from brevitas_divqat.executors.base import Executor
 from brevitas_divqat.export.graph_files import check_finite, layer_name, read_graph
 from brevitas_divqat.export.metadata import METADATA_KEY, GraphMetadata
 from brevitas_divqat.export.quantgraph import QUANTIZERS
@@ -30,16 +30,32 @@ SAMPLE_IMAGES = 67
 """Enough for a full batch of every executor and a ragged one."""
 
 
-class GraphExecutor(Executor, Protocol):
-    """An executor of a deployed graph's file."""
+class GraphExecutor(ABC):
+    """An executor of a deployed graph's file.
+
+    Attributes:
+        name: kind of executor, recorded with every result.
+        metadata: how the graph is to be served, and where it comes from.
+        sha256: of the file.
+    """
+
+    name: str
+    metadata: GraphMetadata
+    sha256: str
 
     @property
-    def metadata(self) -> GraphMetadata:
-        """How the graph is to be served, and where it comes from."""
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images."""
+        return self.metadata.image_shape
 
     @property
-    def sha256(self) -> str:
-        """Of the file."""
+    def num_classes(self) -> int:
+        """Number of scores."""
+        return len(self.metadata.class_names)
+
+    @abstractmethod
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the (N, K) scores of (N, C, H, W) images."""
 
 
 @contextmanager

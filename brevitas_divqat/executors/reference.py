@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from brevitas_divqat.errors import GraphError
 from brevitas_divqat.executors.base import check_batch_size, check_images, filled_batches
-from brevitas_divqat.executors.loading import load_graph, opening
+from brevitas_divqat.executors.loading import GraphExecutor, load_graph, opening
 from brevitas_divqat.executors.sessions import sessions_of, thread_count
 from brevitas_divqat.export.graph_files import with_batch_size
 
 __all__ = ["ReferenceExecutor"]
 
 
-class ReferenceExecutor:
+class ReferenceExecutor(GraphExecutor):
     """Runs a deployed graph node by node through ``qonnx.core.onnx_exec.execute_onnx``.
 
     The graph is set to one batch size, and the last batch is filled up with black images. Each
@@ -51,16 +51,6 @@ class ReferenceExecutor:
             self._output = self._graph.graph.output[0].name
             self._check_metadata(path)
             self._run(np.zeros((batch_size, *self.image_shape), np.uint8))
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the images."""
-        return self.metadata.image_shape
-
-    @property
-    def num_classes(self) -> int:
-        """Number of scores."""
-        return len(self.metadata.class_names)
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the (N, K) scores of (N, C, H, W) images."""

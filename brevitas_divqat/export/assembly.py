@@ -22,9 +22,11 @@ class Assembly:
         initializers: by name.
         datatypes: of qonnx, by tensor.
         shapes: by tensor, initializers excepted.
+        layer: qualified name of the module that the next nodes come from.
     """
 
     def __init__(self) -> None:
+        self.layer = ""
         self.nodes: list[Any] = []
         self.initializers: dict[str, NDArray[np.float32]] = {}
         self.datatypes: dict[str, Any] = {}
@@ -37,10 +39,9 @@ class Assembly:
         output: str,
         shape: tuple[int, ...],
         datatype: Any,
-        layer: str,
         **attributes: Any,
     ) -> None:
-        """Add a node that comes from ``layer`` and its output."""
+        """Add a node of the present layer, and its output."""
         from onnx import helper
 
         node = helper.make_node(
@@ -51,7 +52,7 @@ class Assembly:
             domain=CUSTOM_DOMAIN if op_type in CUSTOM_OPERATORS else "",
             **attributes,
         )
-        node.doc_string = layer
+        node.doc_string = self.layer
         self.nodes.append(node)
         self.shapes[output] = shape
         self.datatypes[output] = datatype

@@ -219,6 +219,7 @@ class _Translation:
         }
         for node in self._source.graph.node:
             self.layer = f"layer {layer_name(node)} ({node.op_type})"
+            self._made.layer = layer_name(node)
             if all(name in self._constants for name in node.input if name):
                 self._constants.fold(node)
             elif node.op_type in rules:
@@ -263,18 +264,6 @@ class _Translation:
                 f"has sums of up to {largest}, from {EXACT_FLOAT32} on float32 is not exact",
                 "use fewer bits or fewer inputs",
             )
-
-    def _emit(
-        self,
-        op_type: str,
-        inputs: list[str],
-        output: str,
-        shape: tuple[int, ...],
-        datatype: Any,
-        **attributes: Any,
-    ) -> None:
-        layer = self.layer.removeprefix("layer ").rpartition(" (")[0]
-        self._made.emit(op_type, inputs, output, shape, datatype, layer, **attributes)
 
     def _shape(self, tensor: str) -> tuple[int, ...]:
         return tuple(self._source.get_tensor_shape(tensor))
@@ -345,7 +334,9 @@ class _Translation:
             bias.integers,
             smallest_datatype(int(bias.integers.min()), int(bias.integers.max())),
         )
-        self._emit("Add", [sums, name], output, value.shape, smallest_datatype(least, greatest))
+        self._made.emit(
+            "Add", [sums, name], output, value.shape, smallest_datatype(least, greatest)
+        )
         return replace(value, tensor=output, nodes=(), low=low, high=high)
 
     def _rename(self, old: str, new: str) -> None:
@@ -489,7 +480,7 @@ class _Translation:
             smallest_datatype(int(thresholds.min()), int(thresholds.max())),
         )
         datatype = smallest_datatype(least, most)
-        self._emit(
+        self._made.emit(
             "MultiThreshold",
             [value.tensor, name],
             output,
@@ -559,7 +550,7 @@ class _Translation:
         name = self._made.initializer(f"{output}_weights", integers, weights.datatype)
         shape = self._shape(output)
         datatype = smallest_datatype(int(low.min()), int(high.max()))
-        self._emit(op_type, [value.tensor, name], output, shape, datatype, **attributes)
+        self._made.emit(op_type, [value.tensor, name], output, shape, datatype, **attributes)
         scale = value.scale * self._output_scale(weights, axis)
         nodes: tuple[Any, ...] = ()
         if bias:
@@ -623,7 +614,7 @@ class _Translation:
         shape = self._shape(output)
         if first.shape != second.shape:
             self._refuse(f"adds shapes {first.shape} and {second.shape}", "make them equal")
-        self._emit(
+        self._made.emit(
             "Add", [first.tensor, second.tensor], output, shape, smallest_datatype(low, high)
         )
         self._values[output] = _Value(output, shape, np.array(low), np.array(high), first.scale)
@@ -638,7 +629,7 @@ class _Translation:
         attributes = attributes_of(node)
         attributes = _explicit_padding(attributes, attributes["kernel_shape"], value.shape, shape)
         datatype = self._made.datatypes[value.tensor]
-        self._emit("MaxPool", [value.tensor], output, shape, datatype, **attributes)
+        self._made.emit("MaxPool", [value.tensor], output, shape, datatype, **attributes)
         self._values[output] = replace(value, tensor=output, shape=shape, weights=None)
 
     def _average_pool(self, node: Any) -> None:
@@ -705,7 +696,7 @@ class _Translation:
             *((-(2 ** (out_bits - 1)), 1) if signed else (0, 2**out_bits - 1))
         )
         shape = self._shape(output)
-        self._emit(
+        self._made.emit(
             "QuantAvgPool2d",
             [value.tensor],
             output,
@@ -735,7 +726,7 @@ class _Translation:
         if not of_pixel:
             low, high = (np.array(end) for end in value.bounds)
             value = replace(value, low=low, high=high, weights=None)
-        self._emit(
+        self._made.emit(
             "Flatten", [value.tensor], output, shape, self._made.datatypes[value.tensor], axis=1
         )
         self._values[output] = replace(value, tensor=output, shape=shape)
