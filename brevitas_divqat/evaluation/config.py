@@ -77,7 +77,8 @@ class RunConfig:
     def check_same(self, folder: Path, groups: Sequence[str] | None = None) -> None:
         """Refuse to go on in a folder whose run had other settings.
 
-        Where the data lie and how they got there may change.
+        Where the data lie and how they got there may change. Runs from before there were executors
+        to choose from count as having had the default.
 
         Args:
             folder: of the run.
@@ -87,8 +88,7 @@ class RunConfig:
         Raises:
             ConfigError: naming the settings that differ.
         """
-        # What a run's file does not name was added later, and had no other value then.
-        before, now = RunConfig().flat() | dict(read_yaml(folder / CONFIG_FILE)), self.flat()
+        before, now = asdict(ExecutorConfig()) | dict(read_yaml(folder / CONFIG_FILE)), self.flat()
         if groups is not None:
             compared = {"seed"} | {f.name for g in groups for f in fields(getattr(self, g))}
             before = {name: value for name, value in before.items() if name in compared}

@@ -23,6 +23,7 @@ from brevitas_divqat.evaluation import bench, bench_process
 from brevitas_divqat.evaluation.bench import bench_executors, bench_table
 from brevitas_divqat.executors import sample_images
 from brevitas_divqat.executors.loading import load_graph
+from brevitas_divqat.executors.sessions import sessions_of
 from brevitas_divqat.export import export_qonnx, to_integer_graph
 from brevitas_divqat.models import Precision, build
 from brevitas_divqat.seeding import seeded
@@ -267,7 +268,7 @@ def test_sessions_without_options_get_the_number_of_threads() -> None:
     model.ir_version = 8
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    with bench_process._sessions_of(2):
+    with sessions_of(2):
         opened = onnxruntime.InferenceSession(model.SerializeToString())
         given = onnxruntime.InferenceSession(model.SerializeToString(), options)
     assert opened.get_session_options().intra_op_num_threads == 2

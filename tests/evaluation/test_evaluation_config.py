@@ -107,6 +107,15 @@ def test_a_setting_that_the_run_did_not_have_is_named(tmp_path: Path) -> None:
         RunConfig().check_same(tmp_path)
 
 
+def test_a_run_from_before_there_were_executors_goes_on(tmp_path: Path) -> None:
+    flat = RunConfig().flat()
+    del flat["executor"], flat["executor_device"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(flat))
+    RunConfig().check_same(tmp_path)
+    with pytest.raises(ConfigError, match=r"executor \(None -> integer\)"):
+        RunConfig(executor=ExecutorConfig("integer")).check_same(tmp_path)
+
+
 def test_a_negative_seed_is_refused() -> None:
     with pytest.raises(ConfigError, match="seed is -1"):
         RunConfig(seed=-1)
