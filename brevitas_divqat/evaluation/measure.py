@@ -72,7 +72,7 @@ def victim_record(
         "validation_accuracy": info.validation_accuracy,
         "best_epoch": info.best_epoch,
         "brevitas_vs_qonnx": {
-            "labels_differing": int((deployed.argmax(1) != trained.argmax(1)).sum()),
+            "labels_differing": metrics.labels_differing(deployed, trained),
             "images_differing": int((deployed != trained).any(axis=1).sum()),
             "max_abs_difference": float(np.abs(deployed - trained).max()),
         },
@@ -155,15 +155,9 @@ def extraction_record(
 def _integer_differences(
     exported: NDArray[np.float32], integer: NDArray[np.float32], step: float
 ) -> dict[str, float]:
-    """Compare the exported graph's scores with the integer graph's.
-
-    The former are rounded sums of floats around the latter's integer multiples of ``step``: an
-    image differs where a score is another multiple.
-    """
-    multiples = [np.rint(scores.astype(np.float64) / step) for scores in (exported, integer)]
     return {
-        "labels_differing": int((exported.argmax(1) != integer.argmax(1)).sum()),
-        "images_differing": int((multiples[0] != multiples[1]).any(axis=1).sum()),
+        "labels_differing": metrics.labels_differing(exported, integer),
+        "images_differing": metrics.multiples_differing(exported, integer, step),
         "max_abs_difference": float(np.abs(exported - integer).max()),
     }
 

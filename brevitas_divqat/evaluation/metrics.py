@@ -7,7 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-__all__ = ["accuracy", "agreement", "calibration_error", "entropy", "kl_divergence"]
+__all__ = [
+    "accuracy",
+    "agreement",
+    "calibration_error",
+    "entropy",
+    "kl_divergence",
+    "labels_differing",
+    "multiples_differing",
+]
 
 Scores = NDArray[np.float32]
 
@@ -51,3 +59,18 @@ def calibration_error(scores: Scores, labels: NDArray[np.int64]) -> float:
     bins = np.digitize(confidence, edges, right=True)
     gaps = np.bincount(bins, correct - confidence, minlength=CALIBRATION_BINS)
     return float(np.abs(gaps).sum() / len(labels))
+
+
+def labels_differing(a: Scores, b: Scores) -> int:
+    """Count the images that (N, K) scores put into different classes."""
+    return int((a.argmax(axis=1) != b.argmax(axis=1)).sum())
+
+
+def multiples_differing(a: Scores, b: Scores, step: float) -> int:
+    """Count the images of which a score is nearest to another multiple of ``step``.
+
+    The exported graph's scores are rounded sums of floats around the integer graph's multiples of
+    its output scale.
+    """
+    multiples = [np.rint(scores.astype(np.float64) / step) for scores in (a, b)]
+    return int((multiples[0] != multiples[1]).any(axis=1).sum())

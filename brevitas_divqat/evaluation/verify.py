@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brevitas_divqat.errors import DataError, GraphError
+from brevitas_divqat.evaluation import metrics
 from brevitas_divqat.evaluation.run import GRAPH_FILE, check_integer_graph
 from brevitas_divqat.executors import (
     Executor,
@@ -127,10 +128,9 @@ def _brevitas(folder: Path, graph: ReferenceExecutor) -> ModuleExecutor:
 
 
 def _compared(a: Scores, b: Scores, step: float) -> dict[str, float]:
-    multiples = [np.rint(scores.astype(np.float64) / step) for scores in (a, b)]
     return {
         "bits_differing": int((a.view(np.uint32) != b.view(np.uint32)).any(axis=1).sum()),
-        "multiples_differing": int((multiples[0] != multiples[1]).any(axis=1).sum()),
-        "labels_differing": int((a.argmax(axis=1) != b.argmax(axis=1)).sum()),
+        "multiples_differing": metrics.multiples_differing(a, b, step),
+        "labels_differing": metrics.labels_differing(a, b),
         "max_abs_difference": float(np.abs(a - b).max(initial=0.0)),
     }

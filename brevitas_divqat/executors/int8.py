@@ -346,7 +346,9 @@ class _Compiler:
             name = f"{node.output[0]}_{count}"
             counts = self._quantized(values, part, name)
             counts = self._at_most(counts, part.levels)
-            total = self._sum_of_bytes(total, counts, f"{name}_total") if total else counts
+            if total:
+                counts = self._add_bytes((total, 0), (counts, 0), 0, f"{name}_total")
+            total = counts
             count += part.levels
         done = _Tensor(total, 0, BYTE_MAX, 0, values.channels_last)
         self._tensors[node.output[0]] = self._counted(done, thresholds, low, high, least)
@@ -367,11 +369,6 @@ class _Compiler:
             self._constant(zero, np.uint8),
         ]
         return self._emit("QuantizeLinear", inputs, output=f"{name}_counts", **attributes)
-
-    def _sum_of_bytes(self, first: str, second: str, output: str) -> str:
-        one, zero = self._constant(1, np.float32), self._constant(0, np.uint8)
-        inputs = [first, one, zero, second, one, zero, one, zero]
-        return self._emit("QLinearAdd", inputs, output=output, domain="com.microsoft")
 
     # Everything else
 
@@ -407,8 +404,9 @@ class _Compiler:
             low, high = first.low + second.low, first.high + second.high
             offset = max(0, -low)
             fits = offset <= BYTE_MAX and high + offset <= BYTE_MAX
-            if None not in (first.offset, second.offset) and fits:
-                self._add_bytes(first, second, offset, output)
+            if first.offset is not None and second.offset is not None and fits:
+                operands = ((first.name, first.offset), (second.name, second.offset))
+                self._add_bytes(*operands, offset, output)
                 self._tensors[node.output[0]] = _Tensor(
                     output, low, high, offset, first.channels_last
                 )
@@ -417,13 +415,16 @@ class _Compiler:
         self._emit("Add", [self._as_float(first).name, other], output=output)
         self._tensors[node.output[0]] = _Tensor(output, low, high, None, first.channels_last)
 
-    def _add_bytes(self, first: _Tensor, second: _Tensor, offset: int, output: str) -> None:
+    def _add_bytes(
+        self, first: tuple[str, int], second: tuple[str, int], offset: int, output: str
+    ) -> str:
+        """Emit the sum of two tensors of bytes, each a name and its offset."""
         one = self._constant(1, np.float32)
         inputs = []
-        for tensor in (first, second):
-            inputs += [tensor.name, one, self._constant(tensor.offset, np.uint8)]
+        for name, own in (first, second):
+            inputs += [name, one, self._constant(own, np.uint8)]
         inputs += [one, self._constant(offset, np.uint8)]
-        self._emit("QLinearAdd", inputs, output=output, domain="com.microsoft")
+        return self._emit("QLinearAdd", inputs, output=output, domain="com.microsoft")
 
     def _average_pool(self, node: Any) -> None:
         """Emit sum >> shift as a depthwise convolution.

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from brevitas_divqat.errors import ConfigError, ExportError, GraphError
 from brevitas_divqat.export.graph_files import read_graph
 from brevitas_divqat.export.integer import SCALES_KEY
-from brevitas_divqat.export.metadata import GraphMetadata
-from brevitas_divqat.export.qonnx import _cleaned_graph, _on_cpu
+from brevitas_divqat.export.qonnx import cleaned_graph, on_cpu
 from brevitas_divqat.export.quantgraph import QUANTIZERS, QuantGraph
 from brevitas_divqat.export.rules import RULES, SEVERITIES, Severity
 from brevitas_divqat.training import uncalibrated
@@ -79,14 +78,12 @@ def check(model: nn.Module, example: Tensor | tuple[int, ...]) -> list[Finding]:
     inputs = _inputs(example)
     shape = tuple(inputs.shape[1:])
     with torch.random.fork_rng(devices=[]):
-        twin = _on_cpu(model)
+        twin = on_cpu(model)
         _run(twin, inputs)
         unknown = _unknown_zero_points(twin)
         _tell_scales_apart(twin)
-        # The exporter wants nothing but the shape.
-        metadata = GraphMetadata(image_shape=shape, pixel_divisor=1.0, class_names=())  # type: ignore[arg-type]
         try:
-            graph = QuantGraph(_cleaned_graph(twin, metadata))
+            graph = QuantGraph(cleaned_graph(twin, shape))
         except ExportError as error:
             if DIFFERENT_SCALES not in str(error):
                 return [_finding("export", "the model", str(error))]
@@ -95,7 +92,7 @@ def check(model: nn.Module, example: Tensor | tuple[int, ...]) -> list[Finding]:
             unknown.append(("join-scale", "the model", "an addition of different quantizers"))
             _make_scales_equal(twin)
             try:
-                graph = QuantGraph(_cleaned_graph(twin, metadata))
+                graph = QuantGraph(cleaned_graph(twin, shape))
             except ExportError as second:
                 return [_finding("export", "the model", str(second))]
     return _findings(graph, unknown)

@@ -20,7 +20,7 @@ from brevitas_divqat.export.quantgraph import QUANTIZERS
 from brevitas_divqat.files import write_bytes
 from brevitas_divqat.training import uncalibrated
 
-__all__ = ["export_qonnx"]
+__all__ = ["cleaned_graph", "export_qonnx", "on_cpu"]
 
 OPSET = 13
 
@@ -45,7 +45,7 @@ def export_qonnx(model: nn.Module, path: Path, metadata: GraphMetadata) -> Path:
             or the result is not a graph from one image to one score per class.
     """
     _check_calibrated(model)
-    wrapper = _cleaned_graph(_on_cpu(model), metadata)
+    wrapper = cleaned_graph(on_cpu(model), metadata.image_shape)
     _check_graph(wrapper, metadata)
     _check_runs(wrapper)
     wrapper.set_metadata_prop(METADATA_KEY, metadata.to_json())
@@ -54,7 +54,8 @@ def export_qonnx(model: nn.Module, path: Path, metadata: GraphMetadata) -> Path:
     return path
 
 
-def _on_cpu(model: nn.Module) -> nn.Module:
+def on_cpu(model: nn.Module) -> nn.Module:
+    """Return a copy of a model on the CPU, in evaluation mode."""
     return copy.deepcopy(model).cpu().eval()
 
 
@@ -68,13 +69,13 @@ def _check_calibrated(model: nn.Module) -> None:
         )
 
 
-def _cleaned_graph(model: nn.Module, metadata: GraphMetadata) -> Any:
+def cleaned_graph(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
     """Run Brevitas' exporter and qonnx's cleanup; return a ``ModelWrapper``."""
     from brevitas.export import export_qonnx as brevitas_export
     from qonnx.core.modelwrapper import ModelWrapper
     from qonnx.util.cleanup import cleanup_model
 
-    example = torch.zeros(1, *metadata.image_shape)
+    example = torch.zeros(1, *image_shape)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # A layer without a handler is exported unquantized: that is an error, not a warning.
@@ -97,7 +98,7 @@ def _cleaned_graph(model: nn.Module, metadata: GraphMetadata) -> Any:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ExportError(
                 f"the model cannot be exported as QONNX for images of shape "
-                f"{metadata.image_shape}: {reason[:300]}"
+                f"{image_shape}: {reason[:300]}"
             ) from error
 
 
