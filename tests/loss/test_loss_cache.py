@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Kept reference logits are those of the very inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from brevitas_divqat.errors import ConfigError
+from brevitas_divqat.loss import DivQATLoss
+from brevitas_divqat.loss.cache import LogitCache, fingerprints
+
+
+class Counting(nn.Module):
+    """A reference that counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.inner = nn.Linear(4, 5)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.inner(x)
+
+
+def test_a_fingerprint_is_the_input_s_own(batch: Any) -> None:
+    whole = fingerprints(batch.inputs)
+    assert len(set(whole)) == 6
+    assert [fingerprints(batch.inputs[i : i + 1])[0] for i in range(6)] == whole
+    assert fingerprints(batch.inputs.flip(0)) == whole[::-1]
+
+
+@given(st.integers(0, 7), st.integers(0, 31), st.sampled_from([torch.float32, torch.float64]))
+def test_one_bit_changes_the_fingerprint(element: int, bit: int, dtype: torch.dtype) -> None:
+    inputs = torch.arange(8, dtype=dtype).reshape(1, 2, 4)
+    changed = inputs.clone()
+    words = changed.view(torch.int32)
+    words.reshape(-1)[element] ^= -(2**31) if bit == 31 else 1 << bit
+    assert fingerprints(inputs) != fingerprints(changed)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float64])
+def test_inputs_of_any_type_have_fingerprints(dtype: torch.dtype) -> None:
+    inputs = torch.arange(12).reshape(3, 2, 2).to(dtype)
+    assert len(set(fingerprints(inputs))) == 3
+
+
+def test_kept_logits_are_served_in_any_order(batch: Any) -> None:
+    reference = Counting()
+    cache = LogitCache(6)
+    first = cache.look_up(batch.inputs, lambda: reference(batch.inputs).detach())
+    order = torch.tensor([3, 3, 0, 5])
+    again = cache.look_up(batch.inputs[order], lambda: pytest.fail("was computed again"))
+    assert torch.equal(again, first[order])
+    assert reference.calls == 1
+    assert len(cache) == 6
+
+
+def test_a_batch_with_a_new_input_is_computed(batch: Any) -> None:
+    cache = LogitCache(100)
+    cache.look_up(batch.inputs[:3], lambda: torch.zeros(3, 5))
+    assert torch.equal(cache.look_up(batch.inputs, lambda: torch.ones(6, 5)), torch.ones(6, 5))
+    kept = cache.look_up(batch.inputs, lambda: pytest.fail("was computed again"))
+    assert torch.equal(kept[:3], torch.zeros(3, 5))  # the first answer stays
+    assert torch.equal(kept[3:], torch.ones(3, 5))
+
+
+def test_a_full_cache_keeps_no_more(batch: Any) -> None:
+    cache = LogitCache(4)
+    cache.look_up(batch.inputs, lambda: torch.zeros(6, 5))
+    assert len(cache) == 4
+    cache.look_up(batch.inputs[:4], lambda: pytest.fail("was computed again"))
+    assert torch.equal(cache.look_up(batch.inputs, lambda: torch.ones(6, 5)), torch.ones(6, 5))
+
+
+def test_the_criterion_runs_its_reference_once_per_image(batch: Any) -> None:
+    reference = Counting()
+    criterion = DivQATLoss(reference, alpha=0.3, cache=6)
+    plain = DivQATLoss(reference, alpha=0.3)
+    for order in ([0, 1, 2], [3, 4, 5], [5, 0, 3], [2, 4, 1]):
+        logits, y, x = batch.logits[order], batch.targets[order], batch.inputs[order]
+        # Another batch composition may round the reference's last bits otherwise.
+        torch.testing.assert_close(criterion(logits, y, x), plain(logits, y, x))
+    assert criterion.reference.calls == 2
+    assert plain.reference.calls == 4
+
+
+def test_given_reference_logits_replace_the_pass(never_called: nn.Module, batch: Any) -> None:
+    kept = nn.Linear(4, 5)(batch.inputs).detach()
+    criterion = DivQATLoss(never_called, alpha=0.3)
+    loss = criterion(batch.logits, batch.targets, reference_logits=kept)
+    reference = nn.Linear(4, 5)
+
+    class Kept(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return kept
+
+    assert torch.equal(
+        loss, DivQATLoss(Kept(), alpha=0.3)(batch.logits, batch.targets, batch.inputs)
+    )
+    assert not torch.equal(
+        loss, DivQATLoss(reference, alpha=0.3)(batch.logits, batch.targets, batch.inputs)
+    )
+
+
+@pytest.mark.parametrize("capacity", [0, -1, 2.5, True])
+def test_a_capacity_is_a_whole_number(never_called: nn.Module, capacity: Any) -> None:
+    with pytest.raises(ConfigError, match=r"cache is .*: give the number of training images"):
+        DivQATLoss(never_called, cache=capacity)
