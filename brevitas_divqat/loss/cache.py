@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import blake2b
 
 import torch
 from torch import Tensor
@@ -12,31 +13,21 @@ from brevitas_divqat.errors import ConfigError
 
 __all__ = ["LogitCache", "fingerprints"]
 
-WORDS = 2
-"""64-bit words of a fingerprint. One word has at least 33 random bits for inputs that differ
-anywhere (the factor 2^31 of a difference of two 32-bit words can cancel the others), two have 66:
-among a million inputs, two of one fingerprint are a matter of 1 in 10^8."""
+DIGEST_BYTES = 16
+"""Of a fingerprint: two different inputs of one fingerprint are a matter of 2^-128."""
 
 
-def fingerprints(inputs: Tensor) -> list[tuple[int, ...]]:
-    """Fingerprint each input of a batch by the bits of its elements.
-
-    The fingerprint is a random linear function of the elements, modulo 2^64: it does not depend on
-    the input's place in the batch, the batch's size, or the device.
+def fingerprints(inputs: Tensor) -> list[bytes]:
+    """Fingerprint each input of a batch by the bytes of its elements.
 
     Args:
-        inputs: (N, …) of any dtype.
+        inputs: (N, …) of any dtype, on any device.
 
     Returns:
-        N tuples of `WORDS` integers.
+        N digests of `DIGEST_BYTES` bytes, which depend on nothing but the input itself.
     """
-    rows = inputs.detach().contiguous().reshape(len(inputs), -1)
-    bits = rows.view(torch.uint8) if rows.element_size() < 4 else rows.view(torch.int32)
-    generator = torch.Generator().manual_seed(bits.shape[1])
-    factors = torch.randint(-(2**63), 2**63 - 1, (WORDS, bits.shape[1]), generator=generator)
-    wide = bits.long()
-    sums = [(wide * word).sum(dim=1).tolist() for word in factors.to(bits.device)]
-    return list(zip(*sums, strict=True))
+    rows = inputs.detach().cpu().contiguous().reshape(len(inputs), -1).view(torch.uint8).numpy()
+    return [blake2b(row, digest_size=DIGEST_BYTES).digest() for row in rows]
 
 
 class LogitCache:
@@ -59,7 +50,7 @@ class LogitCache:
                 "reference's logits of, or leave it out"
             )
         self._capacity = capacity
-        self._rows: dict[tuple[int, ...], int] = {}
+        self._rows: dict[bytes, int] = {}
         self._logits: Tensor | None = None
 
     def __len__(self) -> int:
@@ -75,7 +66,7 @@ class LogitCache:
         self._keep(keys, logits)
         return logits
 
-    def _keep(self, keys: list[tuple[int, ...]], logits: Tensor) -> None:
+    def _keep(self, keys: list[bytes], logits: Tensor) -> None:
         if self._logits is None:
             self._logits = logits.new_empty((self._capacity, logits.shape[1]))
         start, chosen = len(self._rows), []

@@ -36,7 +36,7 @@ class LossReport(NamedTuple):
 
 
 class DivQATLoss(nn.Module):
-    r"""Cross-entropy minus alpha times the divergence from the full-precision original.
+    """Cross-entropy minus alpha times the divergence from the full-precision original.
 
     The reference is copied, put in evaluation mode and frozen: neither it nor the caller's model
     changes, and it is no part of this module's parameters or ``state_dict`` (which holds one

@@ -45,11 +45,10 @@ def per_sample_divergence(
     direction: Direction = "q||p",
     temperature: float = 1.0,
 ) -> Tensor:
-    r"""Compute :math:`T^2 \cdot KL` between two models' softened predictions, sample by sample.
+    """Compute T² KL between two models' softened predictions, sample by sample.
 
-    With :math:`Q = \mathrm{softmax}(z_Q/T)` and :math:`P = \mathrm{softmax}(z_P/T)`, ``"p||q"``
-    gives :math:`T^2 \sum_j P_j (\log P_j - \log Q_j)` and ``"q||p"`` gives
-    :math:`T^2 \sum_j Q_j (\log Q_j - \log P_j)`.
+    With Q = softmax(z_Q / T) and P = softmax(z_P / T), ``"p||q"`` gives T² Σ_j P_j (log P_j − log
+    Q_j) and ``"q||p"`` gives T² Σ_j Q_j (log Q_j − log P_j).
 
     Args:
         quantized_logits: (N, C) pre-softmax, of the quantized model; gets gradients.
@@ -112,13 +111,13 @@ def divqat_loss(
     cap: float | None = None,
     label_smoothing: float = 0.0,
 ) -> LossTerms:
-    r"""Compute the DivQAT loss of one batch.
+    """Compute the DivQAT loss of one batch.
 
-    Additive: :math:`CE(z_Q, y) - \alpha D(Q, P)`. Convex: :math:`(1-\alpha) CE - \alpha D`.
-    For T=1 and no cap, the gradients with respect to :math:`z_Q`, per sample, are
+    Additive: CE(z_Q, y) − α D(Q, P). Convex: (1 − α) CE − α D. For T = 1 and no cap, the gradients
+    with respect to z_Q, per sample, are
 
-    * ``"p||q"``, additive: :math:`(1-\alpha) Q - y + \alpha P`;
-    * ``"q||p"``, additive: :math:`Q_j - y_j - \alpha Q_j [\log(Q_j/P_j) - KL(Q\|P)]`.
+    * ``"p||q"``, additive: (1 − α) Q − y + α P;
+    * ``"q||p"``, additive: Q_j − y_j − α Q_j [log(Q_j / P_j) − KL(Q‖P)].
 
     Args:
         quantized_logits: (N, C) pre-softmax, of the quantized model.
