@@ -14,8 +14,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -27,6 +27,7 @@ from brevitas_divqat.errors import ConfigError, DivQATError
 __all__ = ["main"]
 
 REPORT_COLUMNS = 110
+SUMMARY_COLUMNS = 140
 
 
 class _Parser(ArgumentParser):
@@ -65,12 +66,16 @@ def _in_plain_words(message: str) -> str:
 
 @dataclass(frozen=True)
 class _Command:
-    """A subcommand: what it does, which groups of settings it takes, its function."""
+    """A subcommand: what it does, which groups of settings it takes, its function.
+
+    Where it has subjects, its first word names one, which has arguments of its own.
+    """
 
     help: str
     groups: tuple[str, ...]
     function: Callable[[Namespace], int | None]
     arguments: Callable[[ArgumentParser], None]
+    subjects: Mapping[str, Callable[[ArgumentParser], None]] = field(default_factory=dict)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -195,6 +200,9 @@ def _config_file(argv: list[str]) -> Path | None:
 
 def _add_arguments(parser: ArgumentParser, command: _Command, argv: list[str]) -> None:
     command.arguments(parser)
+    subject = _subject(command, argv)
+    if subject is not None:
+        command.subjects[subject](parser)
     if not command.groups:
         return
     known = _groups()
@@ -205,6 +213,18 @@ def _add_arguments(parser: ArgumentParser, command: _Command, argv: list[str]) -
     file = _config_file(argv)
     if file is not None:
         _use_config(parser, command, file, known, _flag_value("--preset", argv))
+
+
+def _subject(command: _Command, argv: list[str]) -> str | None:
+    """Find what a command is about; None where it has no subjects, or help is asked for."""
+    name = _command_name(argv)
+    words = [a for a in argv if not a.startswith("-") and a != name]
+    subject = next((a for a in words if a in command.subjects), None)
+    if subject is None and command.subjects and not {"-h", "--help"} & set(argv):
+        choices = " or ".join(map(repr, command.subjects))
+        got = repr(words[0]) if words else "nothing"
+        raise ConfigError(f"divqat {name}: say {choices} first, got {got}")
+    return subject
 
 
 def _use_config(
@@ -391,6 +411,27 @@ def _check(settings: Namespace) -> int:
     return int(settings.strict)
 
 
+def _summary(settings: Namespace) -> None:
+    from rich.console import Console
+
+    from brevitas_divqat.files import write_json
+    from brevitas_divqat.inspection import summary
+    from brevitas_divqat.training import load_checkpoint
+
+    _check_new_file("--json", settings.json)
+    if settings.checkpoint.is_file():
+        raise ConfigError(
+            f"{settings.checkpoint} is a file: give the folder of a model that `divqat train` "
+            "wrote (`divqat check` reads graphs)"
+        )
+    model, info = load_checkpoint(settings.checkpoint)
+    found = summary(model, info.image_shape)
+    console = Console(width=None if sys.stdout.isatty() else SUMMARY_COLUMNS)
+    console.print(found)
+    if settings.json is not None:
+        write_json(settings.json, found.to_json())
+
+
 def _diff(settings: Namespace) -> None:
     from brevitas_divqat.export import diff, load_form
     from brevitas_divqat.files import write_json
@@ -467,18 +508,43 @@ def _images_to_compare(settings: Namespace) -> tuple[Any, Any]:
 def _bench(settings: Namespace) -> None:
     from rich.console import Console
 
-    from brevitas_divqat.evaluation.bench import bench_executors, bench_table
     from brevitas_divqat.files import write_json
-    from brevitas_divqat.progress import bar
 
     _check_new_file("--out", settings.out)
-    record = bench_executors(
-        settings.model, threads=settings.threads, seconds=settings.seconds, progress=bar
-    )
+    measure = {"executor": _bench_executor, "training": _bench_training}[settings.what]
+    record, table = measure(settings)
     if settings.out is not None:
         write_json(settings.out, record)
     console = Console(width=None if sys.stdout.isatty() else REPORT_COLUMNS)
-    console.print(bench_table(record))
+    console.print(table)
+
+
+def _bench_executor(settings: Namespace) -> tuple[dict[str, Any], Any]:
+    from brevitas_divqat.evaluation.bench import bench_executors, bench_table
+    from brevitas_divqat.progress import bar
+
+    record = bench_executors(
+        settings.model, threads=settings.threads, seconds=settings.seconds, progress=bar
+    )
+    return record, bench_table(record)
+
+
+def _bench_training(settings: Namespace) -> tuple[dict[str, Any], Any]:
+    from brevitas_divqat.evaluation.bench_training import bench_training, training_table
+    from brevitas_divqat.progress import bar
+
+    record = bench_training(
+        settings.model,
+        width=settings.width,
+        bits=settings.bits,
+        batch_size=settings.batch_size,
+        device=settings.device,
+        threads=settings.threads,
+        seconds=settings.seconds,
+        rounds=settings.rounds,
+        progress=bar,
+    )
+    return record, training_table(record)
 
 
 def _report(settings: Namespace) -> None:
@@ -564,6 +630,11 @@ def _check_arguments(parser: ArgumentParser) -> None:
     )
 
 
+def _summary_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="folder of a model, quantized or not.")
+    parser.add_argument("--json", type=Path, default=None, help="a file to write it all to.")
+
+
 def _diff_arguments(parser: ArgumentParser) -> None:
     what = "a checkpoint's folder, an exported graph, or an integer graph."
     parser.add_argument("a", type=Path, help=what)
@@ -592,8 +663,31 @@ def _verify_arguments(parser: ArgumentParser) -> None:
 
 
 def _bench_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("what", type=Literal["executor"], help="what to measure: executor.")
+    parser.add_argument("what", type=Literal["executor", "training"], help=BENCH_HELP)
+
+
+def _bench_executor_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="an exported graph.")
+    _timing_arguments(parser)
+
+
+def _bench_training_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--model", type=str, default="lenet5", help="name of the network.")
+    parser.add_argument(
+        "--width", type=float, default=1.0, help="factor on the numbers of channels and features."
+    )
+    parser.add_argument("--bits", type=int, default=4, help="bits of weights and activations.")
+    parser.add_argument("--batch_size", type=int, default=128, help="images per step.")
+    parser.add_argument(
+        "--device", type=Literal["cpu", "cuda"], default="cpu", help="where to train: cpu or cuda."
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="fresh processes per number of threads."
+    )
+    _timing_arguments(parser)
+
+
+def _timing_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--threads",
         type=list[int] | None,
@@ -613,6 +707,7 @@ def _report_arguments(parser: ArgumentParser) -> None:
     _out_argument(parser, "folder of report.html and report.png; by default the first run's.")
 
 
+BENCH_HELP = "what to measure: executor (GRAPH [flags]) or training ([flags])."
 SEVERITY_FLAGS = {"breaks": "breaks FINN", "hls": "falls back to HLS", "area": "costs area"}
 ALL_GROUPS = ("data", "model", "training", "loss", "interface", "executor", "attack")
 ATTACK_GROUPS = ("data", "interface", "executor", "attack")
@@ -645,6 +740,12 @@ COMMANDS = {
         _check,
         _check_arguments,
     ),
+    "summary": _Command(
+        "Show a model's effective bits layer by layer, and what is probably not meant.",
+        (),
+        _summary,
+        _summary_arguments,
+    ),
     "diff": _Command(
         "Compare two forms of one network layer by layer.", ("data",), _diff, _diff_arguments
     ),
@@ -654,7 +755,13 @@ COMMANDS = {
         _verify,
         _verify_arguments,
     ),
-    "bench": _Command("Measure the executors on this machine.", (), _bench, _bench_arguments),
+    "bench": _Command(
+        "Measure executors, or training steps, on this machine.",
+        (),
+        _bench,
+        _bench_arguments,
+        {"executor": _bench_executor_arguments, "training": _bench_training_arguments},
+    ),
     "report": _Command(
         "Render the measurements of one or more runs.", (), _report, _report_arguments
     ),

@@ -20,8 +20,8 @@ from brevitas_divqat.data import DataConfig, load
 from brevitas_divqat.executors import ModuleExecutor, ReferenceExecutor
 from brevitas_divqat.export import GraphMetadata, export_qonnx
 from brevitas_divqat.loss import DivQATLoss
-from brevitas_divqat.models import Precision, build
-from brevitas_divqat.training import calibrate, load_float_state
+from brevitas_divqat.models import Precision, build, load_float_weights
+from brevitas_divqat.training import calibrate
 
 torch.manual_seed(0)
 digits = load(DataConfig(data="digits"))
@@ -35,7 +35,7 @@ def train(model, criterion, epochs, lr):
     for _ in range(epochs):
         for batch in torch.randperm(len(images)).split(50):
             x, y = images[batch], labels[batch]
-            loss = criterion(model, x, y)
+            loss = criterion(model(x), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -52,15 +52,14 @@ def accuracy(model):
 
 
 original = build("lenet5", digits.image_shape, 10, precision=None)
-plain = nn.CrossEntropyLoss()
-train(original, lambda model, x, y: plain(model(x), y), epochs=20, lr=2e-3)
+train(original, nn.CrossEntropyLoss(), epochs=20, lr=2e-3)
 print(f"full precision: {accuracy(original):.1f} % of the validation images")
 
 quantized = build("lenet5", digits.image_shape, 10, precision=Precision(weight=4, activation=4))
-load_float_state(quantized, original.state_dict())
+load_float_weights(quantized, original.state_dict())
 calibrate(quantized, digits.train.images)
-hardened = DivQATLoss(original, preset="F3", alpha=0.04)
-train(quantized, lambda model, x, y: hardened(model(x), y, x), epochs=20, lr=1e-3)
+hardened = DivQATLoss(original, model=quantized, alpha=0.04)
+train(quantized, hardened, epochs=20, lr=1e-3)
 print(
     f"DivQAT, 4 bits: {accuracy(quantized):.1f} %, cross-entropy "
     f"{hardened.report.cross_entropy:.3f}, divergence {hardened.report.divergence:.1f} nats T²"

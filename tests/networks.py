@@ -30,6 +30,9 @@ from brevitas_divqat.export import GraphMetadata, export_qonnx
 from brevitas_divqat.quant import (
     Int4WeightPerChannelFloat,
     Int4WeightPerTensorFloat,
+    SignedBinaryActPerTensorConst,
+    SignedBinaryWeightPerChannelFloat,
+    SignedBinaryWeightPerTensorFloat,
     Uint8ActPerTensorFloat,
     Uint8InputPerTensorConst,
 )
@@ -263,6 +266,21 @@ def signed_activations() -> nn.Module:
     )
 
 
+def signs() -> nn.Module:
+    """1-bit activations of scale 1 and of another, one of them pooled and padded."""
+    return nn.Sequential(
+        entry(),
+        conv(2, 6),
+        nn.BatchNorm2d(6),
+        qnn.QuantIdentity(act_quant=SignedBinaryActPerTensorConst),
+        nn.MaxPool2d(2),
+        conv(6, 4, padding=1, bits=1, weight_quant=SignedBinaryWeightPerChannelFloat),
+        nn.BatchNorm2d(4),
+        signed(1),
+        *head(4 * 3 * 3, bits=1, weight_quant=SignedBinaryWeightPerTensorFloat),
+    )
+
+
 def wide_activations() -> nn.Module:
     return nn.Sequential(
         entry(),
@@ -488,6 +506,7 @@ NETWORKS: dict[str, Network] = {
     "norm_after_flatten": Network(norm_after_flatten, (1, 8, 8)),
     "fully_connected": Network(fully_connected, (2, 4, 4)),
     "signed_activations": Network(signed_activations, (2, 8, 8)),
+    "signs": Network(signs, (2, 8, 8)),
     "wide_activations": Network(wide_activations, (1, 8, 8)),
     "quantized_scores": Network(quantized_scores, (1, 8, 8)),
     "pool_after_quantizer": Network(pool_after_quantizer, (2, 8, 8)),

@@ -60,8 +60,8 @@ class AttackConfig:
     Args:
         policy: KnockoffNets' way to choose images: random or adaptive.
         budget: queries that the thief may ask, 1 or more.
-        surrogate: architecture of the surrogate, in full precision: lenet5, cnv, or 'victim' for
-            the victim's own.
+        surrogate: architecture of the surrogate, in full precision: one of those of --model, or
+            'victim' for the victim's own.
         surrogate_width: factor on its numbers of channels and features; by default the victim's
             for its own architecture, 1 for another.
         surrogate_epochs: epochs on the answers.

@@ -29,7 +29,14 @@ from brevitas_divqat.export import GraphMetadata, to_integer_graph, tool_version
 from brevitas_divqat.export.graph_files import attributes_of, layer_name, with_batch_size
 from brevitas_divqat.progress import Progress, Show, silent
 
-__all__ = ["SCHEMA", "bench_executors", "bench_table"]
+__all__ = [
+    "SCHEMA",
+    "bench_executors",
+    "bench_table",
+    "check_durations",
+    "checked_threads",
+    "machine",
+]
 
 SCHEMA = 1
 THREADS = (1, 2)
@@ -38,8 +45,8 @@ QCDQ_BATCH = 64
 LARGE_BATCH = 256
 COMPARED_ONE_BY_ONE = 64
 """Images whose scores are compared at batch size 1, where ``execute_onnx`` takes long."""
-FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni")
-"""Of the processor, that decide which kernels onnxruntime takes."""
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16")
+"""Of the processor, that decide which kernels onnxruntime and torch take."""
 
 
 def bench_executors(
@@ -67,11 +74,8 @@ def bench_executors(
         ConfigError: if a number is out of its range.
     """
     model = Path(model)
-    chosen = _checked_threads(threads)
-    if not 0 < seconds < float("inf"):
-        raise ConfigError(f"seconds is {seconds}: it must be more than 0, and finite")
-    if rounds < 1:
-        raise ConfigError(f"rounds is {rounds}: it must be 1 or more")
+    chosen = checked_threads(threads)
+    check_durations(seconds, rounds)
     wrapper, sha256, metadata = load_graph(model)
     if metadata.form != "exported":
         raise GraphError(
@@ -96,7 +100,7 @@ def bench_executors(
             "image_shape": list(metadata.image_shape),
             "macs": _count_macs(wrapper),
         },
-        "machine": _machine(),
+        "machine": machine(),
         "versions": tool_versions(),
         "settings": {"seconds": seconds, "rounds": rounds},
         "idle_mib": idle,
@@ -104,7 +108,20 @@ def bench_executors(
     }
 
 
-def _checked_threads(threads: Sequence[int] | None) -> list[int]:
+def check_durations(seconds: float, rounds: int) -> None:
+    """Raise ConfigError unless there is time to measure."""
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(f"seconds is {seconds}: it must be more than 0, and finite")
+    if rounds < 1:
+        raise ConfigError(f"rounds is {rounds}: it must be 1 or more")
+
+
+def checked_threads(threads: Sequence[int] | None) -> list[int]:
+    """Return the numbers of threads to measure with, without repetition, from the least.
+
+    Raises:
+        ConfigError: if there are not so many cores.
+    """
     cores = len(os.sched_getaffinity(0))
     if threads is None:
         return [number for number in THREADS if number <= cores]
@@ -116,7 +133,8 @@ def _checked_threads(threads: Sequence[int] | None) -> list[int]:
     return chosen
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """Describe the processor: its name, the cores at hand, its vector instructions."""
     info = Path("/proc/cpuinfo")
     found: dict[str, str] = {}
     for line in info.read_text().splitlines() if info.exists() else []:

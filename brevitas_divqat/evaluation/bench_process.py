@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from brevitas_divqat.errors import GraphError
+from brevitas_divqat.errors import DivQATError, GraphError
 from brevitas_divqat.executors import (
     Executor,
     FastExecutor,
@@ -31,12 +31,17 @@ from brevitas_divqat.executors import (
 from brevitas_divqat.executors.base import filled_batches
 from brevitas_divqat.executors.sessions import sessions_of
 
-__all__ = ["IMAGES", "Answer", "Kind", "Task", "measure_apart"]
+__all__ = ["IMAGES", "Answer", "Kind", "ProcessEnded", "Task", "measure_apart", "run_apart"]
 
 PASSES = 3
 """At least, of each measurement."""
 IMAGES = 256
 """That are asked again and again: a multiple of every batch size."""
+
+
+class ProcessEnded(DivQATError, RuntimeError):
+    """The system ended a measurement, as it does where memory runs out."""
+
 
 Kind = Literal["idle", "reference", "onnxruntime QCDQ", "fast", "integer"]
 
@@ -79,18 +84,36 @@ class Answer:
     scores: NDArray[Any] | None = None
 
 
-def measure_apart(task: Task, folder: Path) -> Answer:
-    """Measure in a fresh process."""
-    result, scores = folder / "result.json", folder / "scores.npy"
-    scores.unlink(missing_ok=True)
-    command = [sys.executable, "-m", __name__, json.dumps(asdict(task)), str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(task.threads)}
+def run_apart(module: str, task: dict[str, Any], folder: Path, *, threads: int) -> dict[str, Any]:
+    """Run a module as a program in a fresh process: it takes a task and a folder.
+
+    Returns:
+        What it wrote to ``result.json`` in the folder.
+
+    Raises:
+        ProcessEnded: if the system ended it.
+        RuntimeError: if it failed, with its last words.
+    """
+    command = [sys.executable, "-m", module, json.dumps(task), str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode < 0:
-        return Answer({"refused": f"ended by signal {-done.returncode}: not enough memory?"})
+        raise ProcessEnded(f"ended by signal {-done.returncode}: not enough memory?")
     if done.returncode:
-        raise RuntimeError(f"measuring {task.kind} failed:\n{done.stderr[-4000:]}")
-    return Answer(json.loads(result.read_text()), np.load(scores) if scores.exists() else None)
+        raise RuntimeError(f"measuring {task} failed:\n{done.stderr[-4000:]}")
+    content: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return content
+
+
+def measure_apart(task: Task, folder: Path) -> Answer:
+    """Measure in a fresh process."""
+    scores = folder / "scores.npy"
+    scores.unlink(missing_ok=True)
+    try:
+        content = run_apart(__name__, asdict(task), folder, threads=task.threads)
+    except ProcessEnded as error:
+        return Answer({"refused": str(error)})
+    return Answer(content, np.load(scores) if scores.exists() else None)
 
 
 def _measure(task: Task) -> Answer:

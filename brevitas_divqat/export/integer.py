@@ -438,23 +438,19 @@ class _Translation:
         missing = [name for name in node.input[1:] if name not in self._constants]
         if missing:
             self._refuse("computes its scale from the image", "use a static quantizer")
-        if node.op_type == "BipolarQuant":
-            self._refuse("has bipolar activations", "use 2 bits or more")
-        scale, zero_point, bits = (self._constants[name].value for name in node.input[1:4])
-        check_zero_point(node, zero_point)
+        scale = self._constants[node.input[1]].value
         if scale.size != 1:
             self._refuse("has an activation scale per channel", "use one scale per tensor")
-        signed, narrow, _ = quant_attributes(node)
-        width = bit_width(node, bits)
-        if signed and width == 1:
-            self._refuse("has 1-bit activations", "use 2 bits or more")
-        if width > MAX_BITS:
-            self._refuse(f"has {width}-bit activations", f"use {MAX_BITS} bits or fewer")
         step = float(np.ravel(scale)[0])
         if not 0 < step < np.inf:
             self._refuse(f"has the scale {step:g}", "calibrate the model again")
-        least = -(2 ** (width - 1)) + narrow if signed else 0
-        most = 2 ** (width - 1) - 1 if signed else 2**width - 1 - narrow
+        least, most = self._levels(node)
+        if node.op_type == "BipolarQuant" and value.nodes and value.nodes[-1].op_type == "Relu":
+            # Brevitas exports 0 and 1 as if they were -1 and +1.
+            self._refuse(
+                "has 1-bit activations after a ReLU, which QONNX makes +1 throughout",
+                "use 2 bits or more, or the sign without a ReLU",
+            )
         value = self._increasing(value, node)
         apply = self._arithmetic(value, node)
 
@@ -493,6 +489,26 @@ class _Translation:
         self._values[output] = _Value(
             output, value.shape, np.array(low), np.array(high), np.array(step)
         )
+
+    def _levels(self, node: Any) -> tuple[int, int]:
+        """Return a quantizer's least and greatest level.
+
+        Signs, -1 and +1, need no rule of their own: both thresholds, of 0 and of 1, are then where
+        the sign turns, and no accumulator gives 0.
+        """
+        if node.op_type == "BipolarQuant":
+            return -1, 1
+        zero_point, bits = (self._constants[name].value for name in node.input[2:4])
+        check_zero_point(node, zero_point)
+        signed, narrow, _ = quant_attributes(node)
+        width = bit_width(node, bits)
+        if width > MAX_BITS:
+            self._refuse(f"has {width}-bit activations", f"use {MAX_BITS} bits or fewer")
+        if signed and width == 1:  # which QONNX also takes for the sign
+            return -1, 1
+        if signed:
+            return -(2 ** (width - 1)) + narrow, 2 ** (width - 1) - 1
+        return 0, 2**width - 1 - narrow
 
     def _is_identity(self, value: _Value, thresholds: NDArray[np.int64], least: int) -> bool:
         """Tell whether the quantizer gives each integer back, as 8-bit pixels of scale 1/256."""

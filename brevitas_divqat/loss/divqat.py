@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -198,9 +199,17 @@ class DivQATLoss(nn.Module):
         return terms.loss
 
     def _evaluating(self) -> bool:
-        return not (self.training and torch.is_grad_enabled()) or (
-            self._watch is not None and self._watch.evaluating
+        if not (self.training and torch.is_grad_enabled()):
+            return True
+        if self._watch is None or not self._watch.evaluating:
+            return False
+        warnings.warn(
+            "DivQATLoss gives the cross-entropy alone, because the model is in evaluation mode "
+            "while gradients are on: call model.train() to train (put only BatchNorm in evaluation "
+            "mode to freeze it), or evaluate under torch.no_grad()",
+            stacklevel=4,
         )
+        return True
 
     def _reference_logits(self, logits: Tensor, inputs: Tensor | None) -> Tensor:
         if inputs is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from brevitas_divqat.quant.activations import (
     INPUT_SCALE,
+    SignedBinaryActPerTensorConst,
     Uint2ActPerTensorFloat,
     Uint3ActPerTensorFloat,
     Uint4ActPerTensorFloat,
@@ -20,6 +21,8 @@ from brevitas_divqat.quant.weights import (
     Int4WeightPerTensorFloat,
     Int8WeightPerChannelFloat,
     Int8WeightPerTensorFloat,
+    SignedBinaryWeightPerChannelFloat,
+    SignedBinaryWeightPerTensorFloat,
 )
 
 __all__ = [
@@ -32,6 +35,9 @@ __all__ = [
     "Int4WeightPerTensorFloat",
     "Int8WeightPerChannelFloat",
     "Int8WeightPerTensorFloat",
+    "SignedBinaryActPerTensorConst",
+    "SignedBinaryWeightPerChannelFloat",
+    "SignedBinaryWeightPerTensorFloat",
     "Uint2ActPerTensorFloat",
     "Uint3ActPerTensorFloat",
     "Uint4ActPerTensorFloat",

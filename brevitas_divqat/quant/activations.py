@@ -2,7 +2,9 @@
 """Activation quantizers that FINN turns into RTL.
 
 Unsigned over the full range (``0 … 2^b-1``, what follows a ReLU), zero-point 0, one static scale
-per tensor: FINN rejects per-channel activation scales. Names follow Brevitas' grammar.
+per tensor: FINN rejects per-channel activation scales. At 1 bit they are signs instead of 0 and 1:
+FINN multiplies -1 and +1, and refuses single bits of any other meaning. Names follow Brevitas'
+grammar.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ from brevitas.quant.base import (
     PerTensorFloatScaling8bit,
     UintQuant,
 )
+from brevitas.quant.binary import SignedBinaryActPerTensorConst as BrevitasSignedBinary
 from brevitas.quant.solver import ActQuantSolver
 
 __all__ = [
     "INPUT_SCALE",
+    "SignedBinaryActPerTensorConst",
     "Uint2ActPerTensorFloat",
     "Uint3ActPerTensorFloat",
     "Uint4ActPerTensorFloat",
@@ -81,3 +85,18 @@ class Uint8InputPerTensorConst(UintQuant, ActQuantSolver):
     scaling_init = 255 * INPUT_SCALE  # Brevitas gives the scale as the value of the highest level
     restrict_scaling_type = RestrictValueType.FP
     scaling_per_output_type = ScalingPerOutputType.TENSOR
+
+
+class SignedBinaryActPerTensorConst(BrevitasSignedBinary):
+    """1-bit activations: -1 below 0, +1 from 0 on, at the scale 1, as FINN requires.
+
+    The gradient passes between -1 and +1. Unlike ``QuantReLU``'s, these activations need no ReLU
+    before them and cannot be padded: no level is 0.
+
+    Example:
+        >>> import torch
+        >>> from brevitas.nn import QuantIdentity
+        >>> sign = QuantIdentity(act_quant=SignedBinaryActPerTensorConst)
+        >>> sign(torch.tensor([-3.0, -0.1, 0.0, 0.1])).tolist()
+        [-1.0, -1.0, 1.0, 1.0]
+    """

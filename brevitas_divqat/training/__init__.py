@@ -14,10 +14,10 @@ from brevitas_divqat.training.config import FitConfig, TrainingConfig
 from brevitas_divqat.training.fit import Criterion, FitResult, check_fit, cross_entropy, fit
 from brevitas_divqat.training.recipe import (
     Method,
-    load_float_state,
     train_float,
     train_quantized,
 )
+from brevitas_divqat.training.speed import speed_up
 
 __all__ = [
     "CheckpointInfo",
@@ -32,8 +32,8 @@ __all__ = [
     "fit",
     "is_finished",
     "load_checkpoint",
-    "load_float_state",
     "save_checkpoint",
+    "speed_up",
     "train_float",
     "train_quantized",
     "uncalibrated",

@@ -25,7 +25,7 @@ def calibrate(model: nn.Module, images: NDArray[np.uint8]) -> None:
     """Set the activation scales of a quantized network, in place.
 
     The scales start from statistics of the full-precision activations, averaged over the batches;
-    training learns them from there.
+    training learns them from there. The model's training mode stays as it is.
 
     Args:
         model: holds full-precision weights.
@@ -33,10 +33,13 @@ def calibrate(model: nn.Module, images: NDArray[np.uint8]) -> None:
     """
     from brevitas.graph.calibrate import calibration_mode
 
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     with calibration_mode(model):
         for start in range(0, len(images), CALIBRATION_BATCH):
             model(to_input(torch.from_numpy(images[start : start + CALIBRATION_BATCH])))
+    for module, training in modes:
+        module.training = training
 
 
 def uncalibrated(model: nn.Module) -> list[str]:

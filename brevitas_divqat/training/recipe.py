@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from brevitas_divqat.data import Dataset
-from brevitas_divqat.errors import CheckpointError
 from brevitas_divqat.loss import DivQATLoss, LossConfig
-from brevitas_divqat.models import ModelConfig, build
+from brevitas_divqat.models import ModelConfig, build, load_float_weights
 from brevitas_divqat.progress import Progress, silent
 from brevitas_divqat.seeding import generator, seeded
 from brevitas_divqat.training.calibration import calibrate
@@ -27,7 +25,7 @@ from brevitas_divqat.training.checkpoint import (
 from brevitas_divqat.training.config import TrainingConfig
 from brevitas_divqat.training.fit import Criterion, cross_entropy, fit
 
-__all__ = ["Method", "load_float_state", "train_float", "train_quantized"]
+__all__ = ["Method", "train_float", "train_quantized"]
 
 Method = Literal["qat", "divqat"]
 
@@ -112,7 +110,7 @@ def train_quantized(
             precision=model_config.precision,
             width=model_config.width,
         )
-    load_float_state(model, reference.state_dict())
+    load_float_weights(model, reference.state_dict())
     order = torch.randperm(len(dataset.train), generator=generator(seed, "calibration"))
     calibrate(model, dataset.train.images[order[: training.calibration_images].numpy()])
     options = asdict(loss) | ({"alpha": 0.0} if method == "qat" else {})
@@ -132,27 +130,6 @@ def train_quantized(
         progress=progress,
     )
     return model
-
-
-def load_float_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load full-precision weights into the quantized network of the same architecture, in place.
-
-    Raises:
-        CheckpointError: if anything but the quantizers' own scales is missing or left over, or a
-            shape differs.
-    """
-    try:
-        result = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # torch's word for tensors of another shape
-        raise CheckpointError(
-            "the full-precision weights are of another network: their shapes differ"
-        ) from error
-    missing = [key for key in result.missing_keys if not key.endswith("scaling_impl.value")]
-    if missing or result.unexpected_keys:
-        raise CheckpointError(
-            f"the full-precision weights are of another network: missing {missing}, unexpected "
-            f"{result.unexpected_keys}"
-        )
 
 
 def _fit_and_save(

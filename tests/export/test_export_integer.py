@@ -17,12 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from brevitas.quant import (
-    Int8ActPerTensorFloat,
-    Int32Bias,
-    ShiftedUint8ActPerTensorFloat,
-    SignedBinaryActPerTensorConst,
-)
+from brevitas.quant import Int8ActPerTensorFloat, Int32Bias, ShiftedUint8ActPerTensorFloat
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from qonnx.core.modelwrapper import ModelWrapper
@@ -402,6 +397,15 @@ def test_first_accumulators_reach_the_ends_of_the_proven_range(case: Case) -> No
     assert case.graph.get_tensor_datatype(layer.output[0]) == datatype
 
 
+def test_signs_turn_at_one_accumulator(folder: Path) -> None:
+    case = make_case("signs", folder)
+    for node in case.graph.get_nodes_by_op_type("MultiThreshold"):
+        thresholds = case.graph.get_initializer(node.input[1])
+        assert thresholds.shape[1] == 2
+        assert (thresholds[:, 0] == thresholds[:, 1]).all()
+        assert set(np.unique(case.found[node.output[0]])) == {-1, 1}
+
+
 def test_levels_and_weights_have_the_datatypes_of_their_quantizers(folder: Path) -> None:
     graph = make_case("signed_activations", folder).graph
     kinds = [
@@ -615,9 +619,9 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: quantized(ShiftedUint8ActPerTensorFloat, bit_width=3),
         r"layer 3 \(Quant\) has zero-point \d+: use a quantizer with 0",
     ),
-    "bipolar activations": (
-        lambda: quantized(SignedBinaryActPerTensorConst),
-        r"layer 3 \(BipolarQuant\) has bipolar activations: use 2 bits or more",
+    "1-bit activations after a ReLU": (
+        lambda: between(networks.conv(3, 3, 1), networks.relu(1)),
+        r"layer 5 \(BipolarQuant\) has 1-bit activations after a ReLU.*: use 2 bits or more",
     ),
     "17-bit activations": (
         lambda: quantized(Int8ActPerTensorFloat, bit_width=17),

@@ -12,7 +12,16 @@ import torch
 from torch import nn
 
 from brevitas_divqat.errors import ConfigError
-from brevitas_divqat.models import MODELS, LeNet5, ModelConfig, Precision, build, register_model
+from brevitas_divqat.models import (
+    LEAST_BITS,
+    MODELS,
+    LeastBits,
+    LeNet5,
+    ModelConfig,
+    Precision,
+    build,
+    register_model,
+)
 from brevitas_divqat.training import calibrate
 
 SHAPES = [
@@ -41,10 +50,11 @@ WRONG_SIZES = [
 @pytest.fixture
 def restored_registry() -> Iterator[None]:
     """Put the registry back after the test."""
-    before = dict(MODELS)
+    before = [(registry, dict(registry)) for registry in (MODELS, LEAST_BITS)]
     yield
-    MODELS.clear()
-    MODELS.update(before)
+    for registry, entries in before:
+        registry.clear()  # type: ignore[attr-defined]
+        registry.update(entries)  # type: ignore[attr-defined]
 
 
 def assert_one_line(error: Exception, *parts: str) -> None:
@@ -130,18 +140,18 @@ def test_single_class_is_refused() -> None:
         build("lenet5", (1, 8, 8), 1, precision=None)
 
 
-@pytest.mark.parametrize("bits", [1, 9, 0, -4])
+@pytest.mark.parametrize("bits", [9, 0, -4])
 @pytest.mark.parametrize("place", ["weight", "activation", "edge"])
 def test_bit_width_out_of_range_is_refused(place: str, bits: int) -> None:
     settings: dict[str, Any] = {place: bits}
     with pytest.raises(ConfigError) as caught:
         Precision(**settings)
-    assert_one_line(caught.value, place, str(bits), "choose 2 to 8")
+    assert_one_line(caught.value, place, str(bits), "choose 1 to 8")
 
 
 @pytest.mark.parametrize(
     ("settings", "place"),
-    [({"bits": 1}, "weight"), ({"act_bits": 9}, "activation"), ({"edge_bits": 1}, "edge")],
+    [({"bits": 0}, "weight"), ({"act_bits": 9}, "activation"), ({"edge_bits": 0}, "edge")],
     ids=["bits", "act_bits", "edge_bits"],
 )
 def test_model_config_refuses_bit_widths_at_once(settings: dict[str, Any], place: str) -> None:
@@ -160,10 +170,11 @@ def test_unknown_weight_scale_is_refused() -> None:
     [
         (ModelConfig(), Precision(4, 4, 8, "channel")),
         (ModelConfig(bits=2), Precision(2, 2, 8, "channel")),
+        (ModelConfig(bits=1, edge_bits=1), Precision(1, 1, 1, "channel")),
         (ModelConfig(bits=2, act_bits=4, edge_bits=3), Precision(2, 4, 3, "channel")),
         (ModelConfig(weight_scale="tensor"), Precision(4, 4, 8, "tensor")),
     ],
-    ids=["default", "bits", "each place", "per tensor"],
+    ids=["default", "bits", "1 bit", "each place", "per tensor"],
 )
 def test_model_config_gives_the_precision(config: ModelConfig, precision: Precision) -> None:
     assert config.precision == precision
@@ -186,3 +197,16 @@ def test_registry_refuses_a_taken_name_unless_forced() -> None:
     assert MODELS["lenet5"] is LeNet5
     register_model("lenet5", builder, force=True)
     assert isinstance(build("lenet5", (1, 8, 8), 10, precision=None), nn.Flatten)
+
+
+@pytest.mark.usefixtures("restored_registry")
+def test_registered_model_says_the_fewest_bits() -> None:
+    least = LeastBits(weight=3, reason="it is picky")
+    register_model("picky", LeNet5, least_bits=least)
+    build("picky", (1, 8, 8), 3, precision=Precision(3, 2), width=0.1)
+    with pytest.raises(
+        ConfigError, match="picky .* 2-bit weights, because it is picky: use bits of 3"
+    ):
+        build("picky", (1, 8, 8), 3, precision=Precision(2, 2), width=0.1)
+    register_model("picky", LeNet5, force=True)
+    build("picky", (1, 8, 8), 3, precision=Precision(2, 2), width=0.1)

@@ -15,7 +15,26 @@ from torch import nn
 
 from brevitas_divqat.models import Precision, build
 
-SHAPES = {"lenet5": (1, 8, 8), "cnv": (3, 32, 32)}
+SHAPES = {
+    "lenet5": (1, 8, 8),
+    "cnv": (3, 32, 32),
+    "vgg_small": (3, 8, 8),
+    "resnet8": (3, 8, 8),
+    "mobilenet_v1_tiny": (3, 16, 16),
+    "tfc": (1, 8, 8),
+}
+LAYERS = {
+    "lenet5": 5,
+    "cnv": 9,
+    "vgg_small": 7,
+    "resnet8": 10,
+    "mobilenet_v1_tiny": 28,
+    "tfc": 4,
+}
+RELUS = {**{name: count - 1 for name, count in LAYERS.items()}, "resnet8": 9}
+"""One behind each layer but the last; in resnet8 two layers share one, twice, and another stands
+behind each of three additions."""
+PADDED = {"lenet5": 2, "cnv": 0, "vgg_small": 6, "resnet8": 7, "mobilenet_v1_tiny": 14, "tfc": 0}
 NETWORKS = [
     pytest.param(name, Precision(weight, activation, edge, scale), id=f"{name}-{tag}")
     for name, (tag, weight, activation, edge, scale) in itertools.product(
@@ -46,7 +65,7 @@ def weighted_layers(model: nn.Module) -> list[QuantWeightBiasInputOutputLayer]:
 @pytest.mark.parametrize(("name", "precision"), NETWORKS)
 def test_weights_are_signed_narrow_and_without_bias(name: str, precision: Precision) -> None:
     layers = weighted_layers(make(name, precision))
-    assert len(layers) == {"lenet5": 5, "cnv": 9}[name]
+    assert len(layers) == LAYERS[name]
     for layer in layers:
         weight = layer.quant_weight()
         assert isinstance(layer, QuantConv2d | QuantLinear)
@@ -63,14 +82,15 @@ def test_weights_are_signed_narrow_and_without_bias(name: str, precision: Precis
 def test_first_and_last_layer_have_the_edge_bits(name: str, precision: Precision) -> None:
     first, *inner, last = weighted_layers(make(name, precision))
     widths = [int(layer.quant_weight().bit_width) for layer in (first, last)]
-    assert widths == [precision.edge] * 2
+    # The first layer of tfc holds most of its weights, and has no more bits than the others.
+    assert widths == [precision.weight if name == "tfc" else precision.edge, precision.edge]
     assert {int(layer.quant_weight().bit_width) for layer in inner} == {precision.weight}
 
 
 @pytest.mark.parametrize(("name", "precision"), NETWORKS)
 def test_activations_are_unsigned_with_one_scale(name: str, precision: Precision) -> None:
     relus = [m for m in make(name, precision).modules() if isinstance(m, QuantReLU)]
-    assert len(relus) == {"lenet5": 4, "cnv": 8}[name]
+    assert len(relus) == RELUS[name]
     for relu in relus:
         assert not relu.act_quant.is_signed
         assert not relu.act_quant.is_narrow_range
@@ -103,8 +123,8 @@ def test_no_quantizer_is_shared(name: str, precision: Precision) -> None:
 
 @pytest.mark.parametrize(("name", "precision"), NETWORKS)
 def test_a_threshold_follows_every_batch_norm(name: str, precision: Precision) -> None:
-    model = make(name, precision)
-    for block in (model.features, model.classifier):
+    blocks = [m for m in make(name, precision).modules() if isinstance(m, nn.Sequential)]
+    for block in blocks:
         for layer, following in itertools.pairwise(block):
             if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
                 assert isinstance(following, QuantReLU)
@@ -118,7 +138,8 @@ def test_only_unsigned_tensors_are_padded(name: str, precision: Precision) -> No
 
     def look(layer: QuantConv2d, args: tuple[torch.Tensor], _: torch.Tensor) -> None:
         if any(layer.padding):
-            inputs.append(bool((args[0] >= 0).all()))
+            pixels = getattr(args[0], "value", args[0])  # of a QuantTensor
+            inputs.append(bool((pixels >= 0).all()))
 
     model = copy.deepcopy(make(name, precision))
     for module in model.modules():
@@ -126,4 +147,39 @@ def test_only_unsigned_tensors_are_padded(name: str, precision: Precision) -> No
             module.register_forward_hook(look)
     model(torch.rand(2, *SHAPES[name]))
     assert all(inputs)
-    assert len(inputs) == {"lenet5": 2, "cnv": 0}[name]
+    assert len(inputs) == PADDED[name]
+
+
+@pytest.mark.parametrize("name", ["lenet5", "cnv", "tfc"])
+def test_one_bit_is_the_sign(name: str) -> None:
+    shape = (1, 20, 20) if name == "lenet5" else SHAPES[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build(name, shape, 10, precision=Precision(1, 1, 1), width=0.05)
+        entry, *signs = [m for m in model.modules() if isinstance(m, QuantIdentity)]
+        found: list[torch.Tensor] = []
+        for module in signs:
+            module.register_forward_hook(lambda _, __, output: found.append(output.detach()))
+        model(torch.rand(4, *shape))
+    assert not [m for m in model.modules() if isinstance(m, QuantReLU)]
+    assert len(signs) == len(found) == RELUS[name]
+    for output in found:
+        assert set(output.unique().tolist()) <= {-1.0, 1.0}
+    for layer in weighted_layers(model):
+        assert (layer.quant_weight().int().abs() == 1).all()
+        assert layer.quant_weight().bit_width == 1
+
+
+@pytest.mark.parametrize("precision", [Precision(1, 2), Precision(), Precision(8, 8)], ids=str)
+def test_branches_that_are_added_have_one_quantizer(precision: Precision) -> None:
+    scales: list[tuple[torch.Tensor, torch.Tensor]] = []
+    model = copy.deepcopy(make("resnet8", precision))
+    for block in model.blocks:
+        joined = block.entry if block.shortcut is None else block.join
+        outputs: list[torch.Tensor] = []
+        joined.register_forward_hook(lambda _, __, output, kept=outputs: kept.append(output))
+        model(torch.rand(2, *SHAPES["resnet8"]))
+        assert len(outputs) == 2
+        scales.append((outputs[0].scale, outputs[1].scale))  # type: ignore[attr-defined]
+        assert not outputs[0].signed  # type: ignore[attr-defined]
+    assert all(torch.equal(*pair) for pair in scales)

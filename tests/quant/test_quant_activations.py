@@ -96,3 +96,16 @@ def test_input_quantizer_is_an_8_bit_constant() -> None:
     assert (output.bit_width, output.zero_point, output.signed) == (8, 0, False)
     assert output.int().tolist() == [0, 0, 128, 255, 255]
     assert list(layer.state_dict()) == []
+
+
+def test_signs_have_scale_1_and_pass_gradients_between_their_levels() -> None:
+    layer = QuantIdentity(act_quant=quant.SignedBinaryActPerTensorConst, return_quant_tensor=True)
+    layer.train()(torch.full((2, 2), 100.0))  # not a statistic: the scale stays
+    values = torch.tensor([-7.0, -1e-30, -0.0, 0.0, 0.5, 7.0], requires_grad=True)
+    output = layer.eval()(values)
+    assert output.value.tolist() == [-1, -1, 1, 1, 1, 1]
+    assert (output.scale, output.bit_width, output.zero_point) == (1, 1, 0)
+    output.value.sum().backward()
+    assert values.grad is not None
+    assert values.grad.tolist() == [0, 1, 1, 1, 1, 0]
+    assert list(layer.state_dict()) == []

@@ -70,3 +70,24 @@ def test_proxies_are_those_of_brevitas(scale: str) -> None:
     assert type(conv.weight_quant) is WeightQuantProxyFromInjector
     assert type(pixels.act_quant) is ActQuantProxyFromInjector
     assert type(relu.act_quant) is ActQuantProxyFromInjector
+
+
+@pytest.mark.parametrize("scale", ["Channel", "Tensor"])
+def test_one_bit_exports_as_bipolar_quantizers(scale: str, tmp_path: Path) -> None:
+    weight_quant = getattr(quant, f"SignedBinaryWeightPer{scale}Float")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            QuantIdentity(act_quant=quant.Uint8InputPerTensorConst),
+            QuantConv2d(1, 3, 4, bias=False, weight_quant=weight_quant),
+            QuantIdentity(act_quant=quant.SignedBinaryActPerTensorConst),
+            nn.Flatten(),
+        ).eval()
+    metadata = GraphMetadata((1, 4, 4), 256.0, ("a", "b", "c"))
+    graph = ModelWrapper(str(export_qonnx(model, tmp_path / "net.onnx", metadata)))
+    nodes = graph.get_nodes_by_op_type("BipolarQuant")
+    weights, signs = sorted(nodes, key=lambda node: graph.get_initializer(node.input[0]) is None)
+    found = graph.get_initializer(weights.input[1]).flatten()
+    expected = model[1].quant_weight().scale.detach().numpy().flatten()
+    np.testing.assert_array_equal(found, expected)
+    assert graph.get_initializer(signs.input[1]) == 1

@@ -124,3 +124,48 @@ def test_weight_quantizer_adds_nothing_to_the_state(
     weight_quant: type, bits: int, scale: str
 ) -> None:
     assert list(make_layer("conv", weight_quant).state_dict()) == ["weight"]
+
+
+# --- 1 bit -------------------------------------------------------------------------------------
+
+BINARY = [
+    pytest.param(getattr(quant, f"SignedBinaryWeightPer{scale}Float"), scale, id=scale)
+    for scale in ("Channel", "Tensor")
+]
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize(("weight_quant", "scale"), BINARY)
+def test_binary_weights_are_signs_times_their_mean_magnitude(
+    weight_quant: type, scale: str, kind: str
+) -> None:
+    layer = make_layer(kind, weight_quant)
+    with torch.no_grad():
+        layer.weight[1, 0].zero_()  # whose sign is +1
+    weight = layer.quant_weight()
+    assert torch.equal(weight.int(), torch.where(layer.weight >= 0, 1.0, -1.0))
+    assert torch.equal(weight.value, weight.int() * weight.scale)
+    rows = layer.weight.abs().flatten(1)
+    means = rows.mean(1) if scale == "Channel" else rows.mean().reshape(1)
+    torch.testing.assert_close(weight.scale.flatten(), means)
+    assert (weight.bit_width, bool(weight.signed)) == (1, True)
+    assert "".join(layer.state_dict()) == "weight"
+
+
+@pytest.mark.parametrize(("weight_quant", "scale"), BINARY)
+def test_dead_binary_channel_keeps_a_positive_scale(weight_quant: type, scale: str) -> None:
+    layer = make_layer("conv", weight_quant)
+    with torch.no_grad():
+        layer.weight[0].zero_()
+    weight = layer.quant_weight()
+    assert (weight.scale > 0).all()
+    assert weight.value.isfinite().all()
+
+
+@pytest.mark.parametrize(("weight_quant", "scale"), BINARY)
+def test_every_binary_weight_gets_a_gradient(weight_quant: type, scale: str) -> None:
+    layer = make_layer("linear", weight_quant)
+    with torch.no_grad():
+        layer.weight.mul_(5)  # far beyond -1 and 1
+    layer.quant_weight().value.square().sum().backward()
+    assert (layer.weight.grad != 0).all()

@@ -17,14 +17,13 @@ from torch import Tensor, nn
 from brevitas_divqat.data import Dataset
 from brevitas_divqat.errors import CheckpointError
 from brevitas_divqat.loss import LossConfig
-from brevitas_divqat.models import ModelConfig, Precision, build
+from brevitas_divqat.models import ModelConfig, Precision, build, load_float_weights
 from brevitas_divqat.training import (
     CheckpointInfo,
     TrainingConfig,
     calibrate,
     is_finished,
     load_checkpoint,
-    load_float_state,
     save_checkpoint,
     train_float,
     train_quantized,
@@ -100,7 +99,16 @@ def test_calibration_leaves_the_quantizers_switched_on(
     loaded.load_state_dict(calibrated.state_dict())
     inputs = torch.from_numpy(digits.test.images).float() / 256
     with torch.no_grad():
-        assert torch.equal(calibrated(inputs), loaded.eval()(inputs))
+        assert torch.equal(calibrated.eval()(inputs), loaded.eval()(inputs))
+
+
+def test_calibration_leaves_every_layer_s_mode(make_model: MakeModel, digits: Dataset) -> None:
+    model = make_model("uncalibrated").train()
+    frozen = next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)).eval()
+    before = [module.training for module in model.modules()]
+    calibrate(model, digits.train.images)
+    assert [module.training for module in model.modules()] == before
+    assert not frozen.training
 
 
 # --- weights of the twin -----------------------------------------------------------------------
@@ -110,7 +118,7 @@ def test_float_weights_load_into_the_quantized_network(make_model: MakeModel) ->
     twin, model = make_model("float"), make_model("uncalibrated")
     with torch.no_grad():
         twin.features[1].weight.add_(1)
-    load_float_state(model, twin.state_dict())
+    load_float_weights(model, twin.state_dict())
     found = model.state_dict()
     assert all(torch.equal(found[key], value) for key, value in twin.state_dict().items())
 
@@ -125,7 +133,7 @@ def test_weights_of_another_network_are_refused(make_model: MakeModel, change: s
     else:
         state = build("lenet5", (1, 8, 8), 10, precision=None, width=0.5).state_dict()
     with pytest.raises(CheckpointError, match="another network") as caught:
-        load_float_state(make_model("uncalibrated"), state)
+        load_float_weights(make_model("uncalibrated"), state)
     assert "\n" not in str(caught.value)
 
 
