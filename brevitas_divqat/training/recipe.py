@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
+import brevitas.config
 import torch
 from torch import nn
 
@@ -24,6 +25,7 @@ from brevitas_divqat.training.checkpoint import (
 )
 from brevitas_divqat.training.config import TrainingConfig
 from brevitas_divqat.training.fit import Criterion, cross_entropy, fit
+from brevitas_divqat.training.speed import speed_up
 
 __all__ = ["Method", "train_float", "train_quantized"]
 
@@ -113,6 +115,8 @@ def train_quantized(
     load_float_weights(model, reference.state_dict())
     order = torch.randperm(len(dataset.train), generator=generator(seed, "calibration"))
     calibrate(model, dataset.train.images[order[: training.calibration_images].numpy()])
+    if not brevitas.config.JIT_ENABLED:  # whose compiled quantizers cannot be replaced
+        speed_up(model)
     options = asdict(loss) | ({"alpha": 0.0} if method == "qat" else {})
     criterion = DivQATLoss(reference, **options)
     described = asdict(loss) if method == "divqat" else {"label_smoothing": loss.label_smoothing}

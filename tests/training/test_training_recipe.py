@@ -24,6 +24,7 @@ from brevitas_divqat.training import (
     calibrate,
     is_finished,
     load_checkpoint,
+    recipe,
     save_checkpoint,
     train_float,
     train_quantized,
@@ -109,6 +110,26 @@ def test_calibration_leaves_every_layer_s_mode(make_model: MakeModel, digits: Da
     calibrate(model, digits.train.images)
     assert [module.training for module in model.modules()] == before
     assert not frozen.training
+
+
+# --- speed ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["qat", "divqat"])
+def test_faster_quantizers_train_the_same_weights(
+    make_model: MakeModel,
+    digits: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+) -> None:
+    reference = make_model("float")
+    fast = quantize(method, reference, digits, tmp_path / "fast")
+    made: list[nn.Module] = []
+    monkeypatch.setattr(recipe, "speed_up", made.append)
+    plain = quantize(method, reference, digits, tmp_path / "plain")
+    assert made == [plain]
+    assert equal_states(fast.state_dict(), plain.state_dict())
 
 
 # --- weights of the twin -----------------------------------------------------------------------
