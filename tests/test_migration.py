@@ -61,13 +61,13 @@ def test_the_script_runs_before_and_after(title: str, tmp_path: Path) -> None:
         run(script)
 
 
-def patched(source: str, diff: str) -> str:
-    """Apply a unified diff by its content, each hunk of which must occur exactly once."""
-    for hunk in re.split(r"^@@.*@@\n", diff, flags=re.MULTILINE)[1:]:
-        before, after = sides(hunk)
-        assert source.count(before) == 1, f"not in the installed file:\n{before}"
-        source = source.replace(before, after)
-    return source
+def apply(diff: str, folder: Path) -> None:
+    """Apply a unified diff as it stands to a file in ``folder``."""
+    (folder / "change.diff").write_text(diff, encoding="utf-8")
+    done = subprocess.run(
+        ["git", "apply", "change.diff"], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def write_cifar10(root: Path) -> None:
@@ -107,7 +107,9 @@ def test_brevitas_own_training_script_runs_with_the_diff(tmp_path: Path) -> None
     runner = tmp_path / "runner.py"
     runner.write_text(RUNNER, encoding="utf-8")
     script = tmp_path / "a2q_train_models.py"
-    script.write_text(patched(original, PATCH), encoding="utf-8")
+    script.write_text(original, encoding="utf-8")
+    apply(PATCH, tmp_path)
+    assert script.read_text(encoding="utf-8") != original
     flags = {
         "--data-root": tmp_path,
         "--model-name": "quant_resnet18_w4a4_a2q_16b",  # its default does not exist

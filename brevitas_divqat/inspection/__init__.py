@@ -9,6 +9,7 @@ from brevitas_divqat.inspection.keywords import recorded_keywords, strict_keywor
 from brevitas_divqat.inspection.layer_summary import Summary, summary
 from brevitas_divqat.inspection.rows import LayerSummary
 from brevitas_divqat.inspection.tracing import copied
+from brevitas_divqat.inspection.wrappers import unwrapped
 
 __all__ = [
     "LayerSummary",
@@ -19,4 +20,5 @@ __all__ = [
     "recorded_keywords",
     "strict_keywords",
     "summary",
+    "unwrapped",
 ]

@@ -14,7 +14,7 @@ from brevitas_divqat.inspection.injectors import SwallowedKeyword, bits_origin, 
 from brevitas_divqat.inspection.keywords import recorded_of
 from brevitas_divqat.inspection.rows import LayerSummary
 from brevitas_divqat.inspection.sources import swallowed_in_sources
-from brevitas_divqat.inspection.tracing import OUTPUT_QUANTIZERS, Visit
+from brevitas_divqat.inspection.tracing import OUTPUT_QUANTIZERS, Visit, recurrent_layers
 
 __all__ = ["SummaryWarning", "warnings_of"]
 
@@ -28,6 +28,7 @@ Kind = Literal[
     "float",
     "collecting statistics",
     "no quantizer",
+    "not looked into",
 ]
 
 
@@ -63,6 +64,7 @@ def warnings_of(
         rows: made of them, in the same order.
     """
     yield from _keyword_warnings(model)
+    yield from _recurrent_warnings(model)
     if not any(_has_quantizer(visit.layer) for visit in visits):
         yield SummaryWarning(
             "no quantizer",
@@ -99,6 +101,20 @@ def _keyword_warnings(model: nn.Module) -> Iterator[SummaryWarning]:
     for name, keyword in swallowed_in_sources(model):
         if (keyword.layer, keyword.keyword) not in seen:
             yield SummaryWarning("swallowed keyword", name, keyword.found, keyword.remedy)
+
+
+def _recurrent_warnings(model: nn.Module) -> Iterator[SummaryWarning]:
+    for name, layer in recurrent_layers(model):
+        own = type(layer).__name__
+        remedy = "give each of its bit widths by keyword, also where 8 is meant, and check its parts"
+        if isinstance(layer, (nn.RNNBase, nn.RNNCellBase)):
+            remedy = f"it computes in float, use {_quantized_class(layer)} for a quantized one"
+        yield SummaryWarning(
+            "not looked into",
+            name,
+            f"{own} is recurrent: who chose its bits, its sums and its MACs are not looked into",
+            remedy,
+        )
 
 
 def _bits_warnings(visits: list[Visit], rows: tuple[LayerSummary, ...]) -> Iterator[SummaryWarning]:

@@ -19,7 +19,8 @@ from brevitas_divqat.errors import ConfigError
 from brevitas_divqat.inspection.findings import SummaryWarning, warnings_of
 from brevitas_divqat.inspection.keywords import recorded_keywords
 from brevitas_divqat.inspection.rows import LayerSummary, row_of
-from brevitas_divqat.inspection.tracing import copied, trace
+from brevitas_divqat.inspection.tracing import checked_shape, copied, trace
+from brevitas_divqat.inspection.wrappers import unwrapped
 from brevitas_divqat.seeding import seeded
 
 if TYPE_CHECKING:
@@ -149,8 +150,9 @@ def summary(
     mode, its statistics and hooks, and the random generators stay as they are.
 
     Args:
-        model: the network; or a function without arguments that builds it, and then every keyword
-            that Brevitas swallows on the way is known (see `recorded_keywords`).
+        model: the network, also in ``DataParallel``, ``DistributedDataParallel`` or ``compile``; or
+            a function without arguments that builds it, and then every keyword that Brevitas
+            swallows on the way is known (see `recorded_keywords`).
         image_shape: shape of one input without the batch, e.g. (channels, height, width), of which
             one is run through a copy; without it the order is that of registration, and inputs,
             sums, shapes and MACs stay unknown.
@@ -164,15 +166,15 @@ def summary(
         >>> found.layers[0].weight.bits, found.parameters, found.macs, found.bytes
         (4, 224, 7776, 108)
     """
+    shape = None if image_shape is None else checked_shape(image_shape)
     with seeded(0):  # neither building nor running is to move the global generators
         if not isinstance(model, nn.Module):
             model = _built(model)
-        model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
+        model = unwrapped(model)
         copy = copied(model)
-        visits = trace(copy, image_shape)
+        visits = trace(copy, shape)
         rows = tuple(row_of(visit) for visit in visits)
         warnings = tuple(warnings_of(model, visits, rows))
-    shape = None if image_shape is None else tuple(image_shape)
     return Summary(type(model).__name__, shape, rows, warnings)
 
 

@@ -22,8 +22,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from brevitas_divqat.errors import ConfigError
 from brevitas_divqat.inspection.formats import Format, floating, format_of
 
-__all__ = ["Visit", "copied", "layers", "trace"]
+__all__ = ["Visit", "checked_shape", "copied", "layers", "recurrent_layers", "trace"]
 
+SHOWN_CHARACTERS = 60
 OUTPUT_QUANTIZERS = ("act_quant", "output_quant", "trunc_quant", "clamp_quant")
 
 # Operations whose results are among their inputs' elements (or 0), so that the format stays.
@@ -50,7 +51,9 @@ class Visit:
         formats: of what its quantizers gave, by the quantizer's name.
         output_shape: without the batch.
         macs: multiply-accumulates of all calls; None where they are not counted.
-        reads_image: whether it was handed the network's input itself.
+        reads_image: whether it was handed the network's input itself, or what was made of it before
+            any layer with weights ran, e.g. by rescaling it.
+        recurrent: whether it is a recurrent layer or a part of one, whose insides are not followed.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Visit:
     output_shape: tuple[int, ...] | None = None
     macs: int | None = 0
     reads_image: bool = False
+    recurrent: bool = False
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -111,12 +115,46 @@ def layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
+def recurrent_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the outermost recurrent layers, of torch or Brevitas."""
+    from brevitas.nn import QuantLSTM, QuantRNN
+
+    classes = (nn.RNNBase, nn.RNNCellBase, QuantLSTM, QuantRNN)
+    inside: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, classes) and not _within(name, inside):
+            inside.append(name)
+            yield name, module
+
+
+def _within(name: str, outer: Sequence[str]) -> bool:
+    """Tell whether a qualified name is one of ``outer`` or of a part of it."""
+    return any(o in ("", name) or name.startswith(f"{o}.") for o in outer)
+
+
+def checked_shape(image_shape: object) -> tuple[int, ...]:
+    """Return the sizes of one input as a tuple.
+
+    Raises:
+        ConfigError: if they are no sizes.
+    """
+    if isinstance(image_shape, Sequence):
+        shape = tuple(image_shape)
+        if shape and all(isinstance(side, int) and side > 0 for side in shape):
+            return shape
+    got = " ".join(repr(image_shape).split())
+    raise ConfigError(
+        f"image_shape is {got[:SHOWN_CHARACTERS]}: give the sizes of one input without the batch, "
+        "e.g. (3, 32, 32)"
+    )
+
+
 def trace(model: nn.Module, image_shape: Sequence[int] | None) -> list[Visit]:
     """Run one grey image through a copied model and note what its layers do.
 
     Args:
         model: from `copied`.
-        image_shape: of one input, without the batch; None to look at the layers without running
+        image_shape: from `checked_shape`; None to look at the layers without running
             them, in the order in which they are registered.
 
     Returns:
@@ -125,7 +163,8 @@ def trace(model: nn.Module, image_shape: Sequence[int] | None) -> list[Visit]:
     Raises:
         ConfigError: if the model cannot take such an image; it names the layer.
     """
-    visits = [Visit(name, layer) for name, layer in layers(model)]
+    recurrent = [name for name, _ in recurrent_layers(model)]
+    visits = [Visit(n, layer, recurrent=_within(n, recurrent)) for n, layer in layers(model)]
     with torch.no_grad():
         if image_shape is not None:
             visits = _Run(model, visits).of(_image(model, image_shape))
@@ -138,15 +177,9 @@ def trace(model: nn.Module, image_shape: Sequence[int] | None) -> list[Visit]:
 
 
 def _image(model: nn.Module, image_shape: Sequence[int]) -> Tensor:
-    shape = tuple(image_shape)
-    if not shape or not all(isinstance(side, int) and side > 0 for side in shape):
-        raise ConfigError(
-            f"image_shape is {image_shape!r}: give the sizes of one input without the batch, e.g. "
-            "(3, 32, 32)"
-        )
     tensors = (*model.parameters(), *model.buffers())
     like = next((t for t in tensors if t.is_floating_point()), torch.empty(0))
-    return torch.full((1, *shape), 0.5, dtype=like.dtype, device=like.device)
+    return torch.full((1, *image_shape), 0.5, dtype=like.dtype, device=like.device)
 
 
 def _look_at(visit: Visit) -> None:
@@ -207,7 +240,8 @@ class _Formats(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        keeps = getattr(func, "__name__", "") in KEEPING and bool(args)
+        name = getattr(func, "__name__", "")
+        keeps = name in KEEPING and bool(args) and not (name == "pad" and _pads(args, kwargs or {}))
         before = self._common(args[0]) if keeps else None
         result = func(*args, **(kwargs or {}))
         self.note(result, before)  # also of what was changed in place
@@ -224,6 +258,12 @@ class _Formats(TorchFunctionMode):
         return found.pop() if len(found) == 1 else None
 
 
+def _pads(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Tell whether these arguments of ``F.pad`` put in another value than 0."""
+    given = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
+    return bool(given.get("value"))
+
+
 class _Run:
     """One forward pass with hooks on layers and quantizers of a copied model."""
 
@@ -235,6 +275,7 @@ class _Run:
         self._entered: list[str] = []
         self._order: list[Visit] = []
         self._image: Tensor | None = None
+        self._weighted = False
 
     def of(self, image: Tensor) -> list[Visit]:
         """Run it and return the records."""
@@ -269,7 +310,9 @@ class _Run:
     def _before(self, visit: Visit) -> Callable[..., None]:
         def note(layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
             handed = next(iter((*args, *kwargs.values())), None)
-            visit.reads_image |= handed is self._image
+            weighted = _has_weights(visit)
+            visit.reads_image |= handed is self._image or not (weighted or self._weighted)
+            self._weighted |= weighted
             visit.inputs = self._formats.of(handed)
             if visit.calls == 0:
                 self._order.append(visit)
@@ -287,7 +330,7 @@ class _Run:
             value = getattr(output, "value", output)
             if isinstance(value, Tensor):
                 visit.output_shape = tuple(value.shape[1:])
-            counted = _macs(layer, args[0] if args else None, value)
+            counted = None if visit.recurrent else _macs(layer, args[0] if args else None, value)
             visit.macs = None if None in (counted, visit.macs) else visit.macs + counted  # type: ignore[operator]
 
         return note
@@ -305,6 +348,12 @@ class _Run:
         visit.formats[name] = format_of(output, narrow=bool(proxy.is_narrow_range))
         if name == "input_quant":
             visit.inputs = visit.formats[name]
+
+
+def _has_weights(visit: Visit) -> bool:
+    """Tell whether a layer computes with weights; BatchNorm's factors are none."""
+    parameters = [p for p in visit.layer._parameters.values() if p is not None]
+    return visit.recurrent or any(p.dim() > 1 for p in parameters)
 
 
 def _macs(layer: nn.Module, inputs: Any, output: Any) -> int | None:

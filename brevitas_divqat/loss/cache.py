@@ -18,7 +18,7 @@ DIGEST_BYTES = 16
 
 
 def fingerprints(inputs: Tensor) -> list[bytes]:
-    """Fingerprint each input of a batch by the bytes of its elements.
+    """Fingerprint each input of a batch by its type, shape and bytes.
 
     Args:
         inputs: (N, …) of any dtype, on any device.
@@ -26,21 +26,27 @@ def fingerprints(inputs: Tensor) -> list[bytes]:
     Returns:
         N digests of `DIGEST_BYTES` bytes, which depend on nothing but the input itself.
     """
+    kind = f"{inputs.dtype} {tuple(inputs.shape[1:])}".encode()
     rows = inputs.detach().cpu().contiguous().reshape(len(inputs), -1).view(torch.uint8).numpy()
-    return [blake2b(row, digest_size=DIGEST_BYTES).digest() for row in rows]
+    digests = []
+    for row in rows:
+        digest = blake2b(kind, digest_size=DIGEST_BYTES)
+        digest.update(row)
+        digests.append(digest.digest())
+    return digests
 
 
 class LogitCache:
     """Logits of a frozen model, looked up by the inputs themselves.
 
-    Inputs that are not found are computed, in one call with the whole batch, and kept until the
-    cache is full. The last bits of a kept answer are those of the batch that it was computed in.
+    Inputs that are not found are computed together and kept, until the cache is full. A kept answer
+    has the last bits of the batch that it was computed in.
 
     Args:
         capacity: inputs that are kept; the number of training images suits.
 
     Raises:
-        ConfigError: if the capacity is negative or no whole number.
+        ConfigError: if the capacity is no whole number above 0.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -50,21 +56,38 @@ class LogitCache:
                 "reference's logits of, or leave it out"
             )
         self._capacity = capacity
-        self._rows: dict[bytes, int] = {}
-        self._logits: Tensor | None = None
+        self.clear()
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def look_up(self, inputs: Tensor, compute: Callable[[], Tensor]) -> Tensor:
-        """Return the logits (N, C) of ``inputs`` (N, …), from ``compute()`` where some are new."""
+    def clear(self) -> None:
+        """Forget everything."""
+        self._rows: dict[bytes, int] = {}
+        self._logits: Tensor | None = None
+
+    def look_up(self, inputs: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the logits (N, C) of inputs (N, …), asking ``compute`` for those of new ones.
+
+        They are float32, or float64 where ``compute`` gives that.
+        """
         keys = fingerprints(inputs)
-        known = [self._rows.get(key) for key in keys]
-        if self._logits is not None and None not in known:
-            return self._logits[torch.tensor(known, device=self._logits.device)]
-        logits = compute()
-        self._keep(keys, logits)
+        new = [index for index, key in enumerate(keys) if key not in self._rows]
+        if not new:
+            return self._kept(keys)
+        known = [index for index, key in enumerate(keys) if key in self._rows]
+        computed = _wide(compute(inputs[new] if known else inputs))
+        logits = computed.new_empty((len(keys), computed.shape[1]))
+        logits[new] = computed
+        if known:
+            logits[known] = self._kept([keys[index] for index in known])
+        self._keep([keys[index] for index in new], computed)
         return logits
+
+    def _kept(self, keys: list[bytes]) -> Tensor:
+        assert self._logits is not None
+        rows = torch.tensor([self._rows[key] for key in keys], device=self._logits.device)
+        return self._logits[rows]
 
     def _keep(self, keys: list[bytes], logits: Tensor) -> None:
         if self._logits is None:
@@ -75,3 +98,7 @@ class LogitCache:
                 self._rows[key] = len(self._rows)
                 chosen.append(index)
         self._logits[start : start + len(chosen)] = logits[chosen]
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()

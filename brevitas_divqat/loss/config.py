@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 from brevitas_divqat.errors import ConfigError, check_choice
@@ -15,14 +16,28 @@ __all__ = ["PRESETS", "LossConfig", "Preset"]
 Preset = Literal["F1", "F3"]
 
 MAX_TEMPERATURE = 1e4
+NUMBERS = ("alpha", "temperature", "cap", "warmup_steps", "label_smoothing")
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "F1": {"alpha": 0.5, "temperature": 1.0, "direction": "p||q", "weighting": "additive"},
-    "F3": {"alpha": 0.04, "temperature": 4.0, "direction": "q||p", "weighting": "additive"},
+    "F1": {
+        "alpha": 0.5,
+        "temperature": 1.0,
+        "direction": "p||q",
+        "weighting": "additive",
+        "cap": 10.0,
+    },
+    "F3": {
+        "alpha": 0.04,
+        "temperature": 4.0,
+        "direction": "q||p",
+        "weighting": "additive",
+        "cap": None,
+    },
 }
-"""F1, the plainest reading of DivQAT's abstract: ``CE - alpha KL(P||Q)``. F3, the form of Nasty
+"""F1, the plainest reading of DivQAT's abstract: ``CE - alpha KL(P||Q)``, with a cap of our own,
+since a wrong class's logit that falls without end would earn without end. F3, the form of Nasty
 Teacher (Ma et al., "Undistillable", ICLR 2021): ``CE - alpha T² KL(Q||P)``, with its values for
-CIFAR-10."""
+CIFAR-10; the reference's own logits bound it."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +50,7 @@ class LossConfig:
         temperature: softens both predictions in the divergence; more than 0.
         direction: 'p||q' expects over the original's predictions, 'q||p' over the quantized ones'.
         weighting: 'additive' is CE - alpha D, 'convex' is (1 - alpha) CE - alpha D.
-        cap: the most that one sample's divergence counts, in nats times T²; none by default.
+        cap: the most that one sample's divergence counts, in nats times T²; 10 in F1, none in F3.
         warmup_steps: steps over which alpha grows linearly from 0.
         label_smoothing: of the cross-entropy, in [0, 1).
 
@@ -55,6 +70,10 @@ class LossConfig:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise ConfigError(f"unknown loss preset {self.preset!r}: choose from {list(PRESETS)}")
+        for name in NUMBERS:
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+                raise ConfigError(f"{name} is {value!r}: it must be a number")
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
@@ -84,13 +103,19 @@ class LossConfig:
         """Refuse weights with which driving down the right class's logit would pay.
 
         With KL(P||Q) that costs the cross-entropy 1 per unit and earns the divergence up to
-        alpha T, so alpha T must stay below the cross-entropy's weight. (A wrong class's logit can
-        fall without end at any alpha above 0: that costs nothing, and a cap bounds what it earns.)
+        alpha T, so alpha T must stay below the cross-entropy's weight. A wrong class's logit can
+        fall without end at any alpha above 0: that costs nothing, and only a cap bounds what it
+        earns.
         """
         if self.weighting == "convex" and self.weight >= 0.5:
             raise ConfigError(
                 f"alpha is {self.alpha} with convex weighting: it must be below 0.5, or the "
                 "divergence outweighs the cross-entropy"
+            )
+        if self.direction == "p||q" and self.weight > 0 and self.cap is None:
+            raise ConfigError(
+                f"alpha is {self.alpha} with direction 'p||q' and no cap: the loss would have no "
+                "lower bound, give a cap in nats, for example 10"
             )
         ce_weight = 1.0 if self.weighting == "additive" else 1.0 - self.weight
         if self.direction == "p||q" and self.weight * self.softness >= ce_weight:

@@ -7,17 +7,27 @@ import copy
 import warnings
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from brevitas_divqat.errors import ConfigError
 from brevitas_divqat.loss.cache import LogitCache
 from brevitas_divqat.loss.config import LossConfig, Preset
-from brevitas_divqat.loss.functional import Direction, Weighting, divqat_loss
-from brevitas_divqat.loss.watch import ForwardPass, Watch, is_quantized, plain, unwrapped
+from brevitas_divqat.loss.functional import Direction, LossTerms, Weighting, divergence, subtract
+from brevitas_divqat.loss.watch import (
+    ForwardPass,
+    Watch,
+    is_quantized,
+    plain,
+    tensors_in,
+    unwrapped,
+    watchable,
+)
 
 __all__ = ["DivQATLoss", "LossReport"]
 
@@ -40,16 +50,18 @@ class DivQATLoss(nn.Module):
     """Cross-entropy minus alpha times the divergence from the full-precision original.
 
     The reference is copied, put in evaluation mode and frozen: neither it nor the caller's model
-    changes, and it is no part of this module's parameters or ``state_dict`` (which holds one
-    number, the count of training steps that the warm-up needs). It follows ``.to(device)``.
+    changes, and it is no part of this module's parameters or ``state_dict`` (which is empty, or
+    with a warm-up holds the count of training steps). It follows ``.to(device)``.
 
     The reference needs what the quantized model was given. A loop that calls
     ``criterion(model(x), y)`` names the model once, ``DivQATLoss(float_model, model=model)``: a
-    forward hook then notes each training pass. Without it, call ``criterion(model(x), y, x)``.
+    forward hook then notes each training pass. Without it, call ``criterion(model(x), y, x)``. A
+    copy of this module watches nothing.
 
     With ``alpha=0`` the reference is never run and the loss is ``F.cross_entropy``, bit for bit.
     Under evaluation the loss is the cross-entropy alone: where this module or the watched model is
-    in evaluation mode, or gradients are off.
+    in evaluation mode, or gradients are off. Targets that the base loss ignores still count in the
+    divergence. No gradient flows to the reference, nor through it to the inputs.
 
     Args:
         reference: the full-precision original; maps inputs to (N, C) logits.
@@ -60,20 +72,24 @@ class DivQATLoss(nn.Module):
         temperature: T > 0, of the divergence alone, which is multiplied by T².
         direction: ``"p||q"`` or ``"q||p"``.
         weighting: ``"additive"`` or ``"convex"``.
-        cap: the most that one sample's divergence counts, in nats times T².
-        warmup_steps: training steps over which alpha grows linearly from 0.
+        cap: the most that one sample's divergence counts, in nats times T²; needed with
+            ``"p||q"``, which has no upper bound.
+        warmup_steps: training calls of this module over which alpha grows linearly from 0.
         label_smoothing: of the cross-entropy, in [0, 1).
+        base: the loss of (logits, targets) in the cross-entropy's place, for example
+            ``nn.CrossEntropyLoss(weight=…)``.
         cache: keep the reference's logits of so many inputs, and run it on inputs that are new
             alone; for training images that are not augmented. Off by default: a kept answer has
-            the last bits of the batch that it was computed in, so a resumed training may differ
-            in these.
+            the last bits and the precision of the batch that it was computed in, so a resumed
+            training may differ in these.
 
     Attributes:
         report: the `LossReport` of the last call; None before the first.
 
     Raises:
-        ConfigError: if a setting is out of range, the reference is quantized (as the trained model
-            itself is), or the model is not, or is wrapped in ``DataParallel``.
+        ConfigError: if a setting is out of range, the reference is no module, cannot be copied or
+            is quantized (as the trained model itself is), or the model is not quantized, or is
+            wrapped in ``DataParallel``.
 
     Example:
         >>> import torch
@@ -105,6 +121,7 @@ class DivQATLoss(nn.Module):
         cap: float | None = None,
         warmup_steps: int = 0,
         label_smoothing: float = 0.0,
+        base: Callable[[Tensor, Tensor], Tensor] | None = None,
         cache: int | None = None,
     ) -> None:
         super().__init__()
@@ -118,21 +135,22 @@ class DivQATLoss(nn.Module):
             warmup_steps=warmup_steps,
             label_smoothing=label_smoothing,
         )
-        if is_quantized(reference):
+        if base is not None and label_smoothing:
             raise ConfigError(
-                f"the reference {type(reference).__name__} is quantized"
-                f"{', being the trained model itself' if reference is model else ''}: give the "
-                "full-precision original"
+                f"label_smoothing is {label_smoothing} and base is given: leave the smoothing to it"
             )
-        frozen = copy.deepcopy(unwrapped(reference)).eval().requires_grad_(False)
+        self.base = base or partial(F.cross_entropy, label_smoothing=label_smoothing)
         # In a tuple, so that nn.Module does not register it as a part of this one.
-        self._reference = (frozen,)
+        self._reference = (_frozen(reference, model),)
         self._cache = None if cache is None else LogitCache(cache)
-        self._watch = None if model is None else Watch(model)
-        if self._watch is not None and self._watch.handle is not None:
-            weakref.finalize(self, self._watch.handle.remove)
+        watched = None if model is None else watchable(model)
+        self._watch = None if watched is None or self.config.weight == 0 else Watch(watched)
+        if self._watch is not None:
+            weakref.finalize(self, self._watch.remove)
         self.report: LossReport | None = None
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer(
+            "step", torch.zeros((), dtype=torch.int64), persistent=warmup_steps > 0
+        )
 
     @property
     def reference(self) -> nn.Module:
@@ -167,89 +185,103 @@ class DivQATLoss(nn.Module):
 
         Raises:
             TypeError: if the inputs are needed and missing.
-            ConfigError: if the reference cannot take the inputs, is on another device or in
-                training mode, or has other classes than the model.
+            ConfigError: if the reference cannot take the inputs, is on another device, of another
+                type or in training mode, or has other classes than the model; or if the logits are
+                not those of the watched model's last training pass.
         """
         logits = plain(logits)
         if self.config.weight == 0 or self._evaluating():
-            loss = F.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)
+            loss = self.base(logits, targets)
             self.report = _report(logits, loss, loss.new_zeros(()), 0.0)
             return loss
         if reference_logits is None:
             reference_logits = self._reference_logits(logits, inputs)
+        reference_logits = plain(reference_logits)
+        if not isinstance(reference_logits, Tensor):
+            raise TypeError(
+                f"reference_logits is a {type(reference_logits).__name__}: give a tensor (N, C)"
+            )
         if reference_logits.shape != logits.shape:
+            unequal = "images" if len(reference_logits) != len(logits) else "classes"
             raise ConfigError(
                 f"the reference gives logits of shape {tuple(reference_logits.shape)}, the model "
-                f"{tuple(logits.shape)}: both need the same classes"
+                f"{tuple(logits.shape)}: both need the same {unequal}"
             )
         alpha = self.current_alpha()
         self.step += 1
-        terms = divqat_loss(
-            logits,
-            targets,
-            reference_logits,
-            alpha=alpha,
-            direction=self.config.direction,  # type: ignore[arg-type]
-            temperature=self.config.softness,
-            weighting=self.config.weighting,  # type: ignore[arg-type]
-            cap=self.config.cap,
-            label_smoothing=self.config.label_smoothing,
-        )
+        terms = self._terms(logits, targets, reference_logits.detach(), alpha)
         self.report = _report(logits, terms.cross_entropy, terms.divergence, alpha)
         return terms.loss
 
-    def _evaluating(self) -> bool:
-        if not (self.training and torch.is_grad_enabled()):
-            return True
-        if self._watch is None or not self._watch.evaluating:
-            return False
-        warnings.warn(
-            "DivQATLoss gives the cross-entropy alone, because the model is in evaluation mode "
-            "while gradients are on: call model.train() to train (put only BatchNorm in evaluation "
-            "mode to freeze it), or evaluate under torch.no_grad()",
-            stacklevel=4,
+    def _terms(
+        self, logits: Tensor, targets: Tensor, reference_logits: Tensor, alpha: float
+    ) -> LossTerms:
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        away = divergence(
+            wide,
+            reference_logits,
+            direction=self.config.direction,  # type: ignore[arg-type]
+            temperature=self.config.softness,
+            cap=self.config.cap,
         )
+        weighting = self.config.weighting
+        return subtract(self.base(wide, targets), away, alpha, weighting)  # type: ignore[arg-type]
+
+    def _evaluating(self) -> bool:
+        if not torch.is_grad_enabled():
+            return True
+        trains = self._watch is not None and not self._watch.evaluating
+        if self.training and (self._watch is None or trains):
+            return False
+        if self._watch is not None and self.training != trains:
+            which, other = ("the model", "model") if self.training else ("it", "criterion")
+            warnings.warn(
+                f"DivQATLoss gives the cross-entropy alone, because {which} is in evaluation mode "
+                f"while gradients are on: call {other}.train() to train (put only BatchNorm in "
+                "evaluation mode to freeze it), or evaluate under torch.no_grad()",
+                stacklevel=5,  # the line that calls the criterion, behind torch's own two
+            )
         return True
 
     def _reference_logits(self, logits: Tensor, inputs: Tensor | None) -> Tensor:
         if inputs is not None:
-            given = ForwardPass((inputs,), {}, None)
+            given = ForwardPass((inputs,), {})
         elif self._watch is not None:
-            given = self._watch.inputs_of(logits)
+            given = self._watch.pass_of(logits)
         else:
             raise TypeError(
                 "DivQATLoss was called as criterion(logits, targets): with alpha above 0 make it "
                 "with DivQATLoss(reference, model=model), or call criterion(logits, targets, "
                 "inputs), since the reference needs the model's inputs"
             )
+        if given.reference_logits is None:
+            given.reference_logits = self._looked_up(given)
+            given.args, given.kwargs = (), {}  # a batch need not wait for the next one
+        return given.reference_logits
+
+    def _looked_up(self, given: ForwardPass) -> Tensor:
+        args = tuple(plain(value) for value in given.args)
+        kwargs = {key: plain(value) for key, value in given.kwargs.items()}
         if self._cache is None:
-            return self._run_reference(given)
-        if len(given.args) != 1 or given.kwargs or not isinstance(given.args[0], Tensor):
+            return self._run_reference(*args, **kwargs)
+        if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
             raise ConfigError(
-                f"cache is on, and the model takes {len(given.args)} positional and "
-                f"{len(given.kwargs)} keyword arguments: leave the cache out for a model of "
-                "several inputs"
+                f"cache is on, and the model takes {len(args)} positional and {len(kwargs)} "
+                "keyword arguments: leave the cache out for a model of several inputs"
             )
-        return self._cache.look_up(given.args[0], lambda: self._run_reference(given))
+        return self._cache.look_up(args[0], self._run_reference)
 
     @torch.no_grad()
-    def _run_reference(self, given: ForwardPass) -> Tensor:
+    def _run_reference(self, *args: Any, **kwargs: Any) -> Tensor:
         name = f"the reference {type(self.reference).__name__}"
         if self.reference.training:
             raise ConfigError(f"{name} is in training mode: call criterion.reference.eval()")
-        args = tuple(plain(value) for value in given.args)
-        kwargs = {key: plain(value) for key, value in given.kwargs.items()}
-        inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        here = next((t.device for t in self.reference.parameters()), None)
-        elsewhere = next((t.device for t in inputs if here is not None and t.device != here), None)
-        if elsewhere is not None:
-            raise ConfigError(
-                f"{name} is on {here}, the model's inputs are on {elsewhere}: call "
-                f"criterion.to({str(elsewhere)!r})"
-            )
+        inputs = list(tensors_in((args, kwargs)))
+        self._check_place(name, inputs)
+        args, kwargs = tree_map_only(Tensor, Tensor.clone, (args, kwargs))  # it may change them
         try:
             logits = plain(self.reference(*args, **kwargs))
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except Exception as error:
             raise ConfigError(
@@ -259,14 +291,84 @@ class DivQATLoss(nn.Module):
             ) from error
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ConfigError(f"{name} gives {found}: it must return logits of shape (N, C)")
+            raise ConfigError(
+                f"{name} gives {found}: it must return logits of shape (N, C); wrap it in a module "
+                "that returns these alone"
+            )
         return logits
+
+    def _check_place(self, name: str, inputs: list[Tensor]) -> None:
+        """Refuse inputs on another device or of another floating-point type than the reference."""
+        own = next((p for p in self.reference.parameters() if p.is_floating_point()), None)
+        if own is None:
+            return
+        for tensor in inputs:
+            if tensor.device != own.device:
+                raise ConfigError(
+                    f"{name} is on {own.device}, the model's inputs are on {tensor.device}: call "
+                    f"criterion.to({str(tensor.device)!r})"
+                )
+            if tensor.is_floating_point() and tensor.dtype != own.dtype:
+                if torch.is_autocast_enabled(tensor.device.type):
+                    continue
+                raise ConfigError(
+                    f"{name} is of {own.dtype}, the model's inputs are of {tensor.dtype}: call "
+                    f"criterion.to({tensor.dtype})"
+                )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> DivQATLoss:
         """Take the reference along where this module is moved to."""
         self.reference._apply(fn)
+        if self._cache is not None:
+            self._cache.clear()  # its logits are of the old place
         super()._apply(fn, *args, **kwargs)
         return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Load the count of steps where there is one: checkpoints of plain training have none."""
+        key = f"{prefix}step"
+        kept = {name: value for name, value in state_dict.items() if name != key}
+        counted = key in state_dict and self.config.warmup_steps > 0
+        super()._load_from_state_dict(
+            state_dict if counted else kept,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+        if key in missing_keys:
+            missing_keys.remove(key)
+
+
+def _frozen(reference: Any, model: Any) -> nn.Module:
+    """Return a frozen copy of the reference, in evaluation mode."""
+    if not isinstance(reference, nn.Module):
+        raise ConfigError(
+            f"reference is a {type(reference).__name__}: give the full-precision nn.Module"
+        )
+    name = f"the reference {type(reference).__name__}"
+    if is_quantized(reference):
+        itself = ", being the trained model itself" if reference is model else ""
+        raise ConfigError(f"{name} is quantized{itself}: give the full-precision original")
+    try:
+        with torch.no_grad():  # a copied ScriptModule's parameters then are leaves as well
+            frozen = copy.deepcopy(unwrapped(reference)).eval()
+    except RuntimeError as error:
+        raise ConfigError(f"{name} cannot be copied: {' '.join(str(error).split())}") from error
+    for parameter in frozen.parameters():
+        parameter.requires_grad_(False)
+    return frozen
 
 
 @torch.no_grad()

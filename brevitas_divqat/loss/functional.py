@@ -147,5 +147,10 @@ def divqat_loss(
         temperature=temperature,
         cap=cap,
     )
+    return subtract(ce, kl, alpha, weighting)
+
+
+def subtract(ce: Tensor, kl: Tensor, alpha: float, weighting: Weighting) -> LossTerms:
+    """Subtract alpha times a divergence from a loss, both scalars."""
     ce_weight = 1.0 if weighting == "additive" else 1.0 - alpha
     return LossTerms(ce_weight * ce - alpha * kl, ce, kl)

@@ -1,64 +1,79 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a model was given and what it answered, noted by a forward hook on it."""
+"""What a model was given and what it answered, noted by forward hooks on it."""
 
 from __future__ import annotations
 
 import weakref
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from brevitas_divqat.errors import ConfigError
 
-__all__ = ["ForwardPass", "Watch", "is_quantized", "plain", "unwrapped"]
+__all__ = ["ForwardPass", "Watch", "is_quantized", "plain", "tensors_in", "unwrapped", "watchable"]
 
+ROW_BY_ROW = frozenset(
+    ("Add", "Alias", "Clamp", "Clone", "CompiledFunction", "DDPSink", "Div", "Mul", "Neg")
+    + ("ReshapeAlias", "Squeeze", "Sub", "Tanh", "ToCopy", "UnsafeView", "Unsqueeze", "View")
+)
+"""Autograd nodes that keep each image's scores in its row: what loops do between a model and its
+loss. Indexing, slicing and concatenation do not."""
 SEARCH_DEPTH = 32
-"""Autograd nodes between a model's output and the loss's logits: casts, views, DDP's own."""
 
 
-class ForwardPass(NamedTuple):
-    """One training forward pass: arguments, keyword arguments, output."""
+@dataclass
+class ForwardPass:
+    """One training forward pass.
+
+    Attributes:
+        args: positional arguments of the model.
+        kwargs: keyword arguments.
+        versions: how often each tensor among the arguments had been changed in place.
+        output: what the model returned.
+        reference_logits: (N, C) of the reference, once they are known.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    output: Any
+    versions: tuple[int, ...] = ()
+    output: Any = None
+    reference_logits: Tensor | None = None
 
 
 class Watch:
-    """A forward hook that notes the last training pass of one model.
+    """Forward hooks that note the last training pass of one model.
 
     Passes in evaluation mode or without gradients are not noted. A copy of the model, by
-    ``copy.deepcopy`` or pickle, carries a hook that notes nothing.
+    ``copy.deepcopy``, carries hooks that note nothing.
 
     Args:
-        model: the model that is trained; None for a hook that notes nothing.
-
-    Raises:
-        ConfigError: if the model is wrapped in ``DataParallel``, or has no quantizers.
+        model: the model that is trained, as `watchable` returns it; None for hooks that note
+            nothing.
     """
 
     def __init__(self, model: nn.Module | None = None) -> None:
         self.last: ForwardPass | None = None
-        self.handle: RemovableHandle | None = None
-        self._model = None
-        if model is None:
-            return
-        if isinstance(model, nn.DataParallel):
-            raise ConfigError(_no_replicas(type(model.module).__name__))
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
-        if not is_quantized(model):
-            raise ConfigError(
-                f"the model {type(model).__name__} has no enabled quantizer: build it from "
-                "brevitas.nn layers, or quantize it with brevitas_divqat.quantize"
+        self._begun: ForwardPass | None = None
+        self._model = None if model is None else weakref.ref(model)
+        self._handles = (
+            ()
+            if model is None
+            else (
+                model.register_forward_pre_hook(self.before, with_kwargs=True),
+                model.register_forward_hook(self.after, with_kwargs=True),
             )
-        self._model = weakref.ref(model)
-        self.handle = model.register_forward_hook(self, with_kwargs=True)
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Watch, ()
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
 
     @property
     def evaluating(self) -> bool:
@@ -66,34 +81,74 @@ class Watch:
         model = None if self._model is None else self._model()
         return model is not None and not model.training
 
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
-        """Note a pass; torch calls this."""
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note the arguments of a pass that begins; torch calls this."""
+        self._begun = None
         if self._model is None or not (module.training and torch.is_grad_enabled()):
             return
         if getattr(module, "_is_replica", False):  # DataParallel's mark
             raise ConfigError(_no_replicas(type(module).__name__))
-        self.last = ForwardPass(args, kwargs, output)
+        self._begun = ForwardPass(args, kwargs, _versions(args, kwargs))
 
-    def inputs_of(self, logits: Tensor) -> ForwardPass:
+    def after(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """Note the output of a pass; torch calls this."""
+        if self._begun is not None:
+            self._begun.output = output
+            self.last, self._begun = self._begun, None
+
+    def pass_of(self, logits: Tensor) -> ForwardPass:
         """Return the pass that ``logits`` come from.
 
         Raises:
-            ConfigError: if there was none, or the logits come from another one.
+            ConfigError: if there was none, the logits come from another one, or its arguments have
+                been changed in place since it began.
         """
+        if self._model is None:
+            raise ConfigError(
+                "this DivQATLoss is a copy, and watches no model: make a new one for the copied "
+                "model, DivQATLoss(reference, model=model)"
+            )
         last = self.last
         if last is None:
             raise ConfigError(
                 "DivQATLoss has seen no training pass of its model: call the model that it was "
                 "given, in training mode, or call criterion(logits, targets, inputs)"
             )
-        if not _comes_from(logits, plain(last.output)):
+        if not any(_comes_from(logits, output) for output in tensors_in(last.output)):
             raise ConfigError(
-                f"the logits of shape {tuple(logits.shape)} do not come from the model's last "
-                "forward pass: call criterion(logits, targets, inputs) where passes overlap"
+                f"the logits of shape {tuple(logits.shape)} are not what the model's last forward "
+                "pass returned, image by image: call criterion(logits, targets, inputs) where "
+                "passes overlap, or images are left out or reordered"
+            )
+        if last.reference_logits is None and last.versions != _versions(last.args, last.kwargs):
+            raise ConfigError(
+                "the model's inputs have been changed in place since its forward pass began: "
+                "change a copy in the model and in the loop, or call criterion(logits, targets, "
+                "inputs) with a clone of what the model was given"
             )
         return last
+
+
+def watchable(model: Any) -> nn.Module:
+    """Return the module to watch: ``model``, or what is inside ``DistributedDataParallel``.
+
+    Raises:
+        ConfigError: if it is no module, is wrapped in ``DataParallel``, or has no quantizers.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model is a {type(model).__name__}: give the nn.Module that is trained")
+    if isinstance(model, nn.DataParallel):
+        raise ConfigError(_no_replicas(type(model.module).__name__))
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    if not is_quantized(model):
+        raise ConfigError(
+            f"the model {type(model).__name__} has no enabled quantizer: build it from "
+            "brevitas.nn layers, or quantize it with brevitas_divqat.quantize"
+        )
+    return model
 
 
 def _no_replicas(name: str) -> str:
@@ -103,24 +158,49 @@ def _no_replicas(name: str) -> str:
     )
 
 
-def _comes_from(logits: Tensor, output: Any) -> bool:
-    """Tell whether autograd leads from ``logits`` back to ``output``, through casts and views."""
+def _versions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
+    tensors = tensors_in((args, kwargs))
+    return tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
+
+
+def _comes_from(logits: Tensor, output: Tensor) -> bool:
+    """Tell whether ``logits`` are ``output``, row by row, behind casts, views and scaling."""
     if logits is output:
         return True
-    if not isinstance(output, Tensor) or output.grad_fn is None:
-        return isinstance(output, Tensor) and output.shape == logits.shape
-    nodes = [] if logits.grad_fn is None else [logits.grad_fn]
+    node = logits.grad_fn
     for _ in range(SEARCH_DEPTH):
-        if any(node is output.grad_fn for node in nodes):
+        if node is None or output.grad_fn is None:
+            break
+        if node is output.grad_fn:
             return True
-        earlier = [node for later in nodes for node, _ in later.next_functions]
-        nodes = [node for node in earlier if node is not None][:SEARCH_DEPTH]
+        kind = node.name().strip("_").rstrip("0123456789").removesuffix("Backward")
+        earlier = [n for n, _ in node.next_functions if n and "AccumulateGrad" not in n.name()]
+        if kind not in ROW_BY_ROW or len(earlier) != 1:
+            return False
+        node = earlier[0]
     return False
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in what a model takes or returns: nested tuples, mappings, dataclasses."""
+    value = plain(value)
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from tensors_in(part)
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from tensors_in(part)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from tensors_in(getattr(value, field.name))
 
 
 def plain(value: Any) -> Any:
     """Unwrap a Brevitas ``QuantTensor``; leave anything else."""
-    return value.value if not isinstance(value, Tensor) and hasattr(value, "value") else value
+    inner = getattr(value, "value", None) if isinstance(value, tuple) else None
+    return inner if isinstance(inner, Tensor) else value
 
 
 def is_quantized(model: nn.Module) -> bool:

@@ -56,29 +56,59 @@ def test_inputs_of_any_type_have_fingerprints(dtype: torch.dtype) -> None:
 def test_kept_logits_are_served_in_any_order(batch: Any) -> None:
     reference = Counting()
     cache = LogitCache(6)
-    first = cache.look_up(batch.inputs, lambda: reference(batch.inputs).detach())
+    first = cache.look_up(batch.inputs, lambda x: reference(x).detach())
     order = torch.tensor([3, 3, 0, 5])
-    again = cache.look_up(batch.inputs[order], lambda: pytest.fail("was computed again"))
+    again = cache.look_up(batch.inputs[order], lambda x: pytest.fail("was computed again"))
     assert torch.equal(again, first[order])
     assert reference.calls == 1
     assert len(cache) == 6
 
 
-def test_a_batch_with_a_new_input_is_computed(batch: Any) -> None:
+def test_only_new_inputs_are_computed(batch: Any) -> None:
+    asked: list[Tensor] = []
+
+    def compute(x: Tensor) -> Tensor:
+        asked.append(x)
+        return x.sum(dim=1, keepdim=True).expand(-1, 5)
+
     cache = LogitCache(100)
-    cache.look_up(batch.inputs[:3], lambda: torch.zeros(3, 5))
-    assert torch.equal(cache.look_up(batch.inputs, lambda: torch.ones(6, 5)), torch.ones(6, 5))
-    kept = cache.look_up(batch.inputs, lambda: pytest.fail("was computed again"))
-    assert torch.equal(kept[:3], torch.zeros(3, 5))  # the first answer stays
-    assert torch.equal(kept[3:], torch.ones(3, 5))
+    cache.look_up(batch.inputs[[1, 3, 5]], compute)
+    answers = cache.look_up(batch.inputs, compute)
+    assert torch.equal(answers, batch.inputs.sum(dim=1, keepdim=True).expand(-1, 5))
+    assert torch.equal(asked[1], batch.inputs[[0, 2, 4]])
+    assert torch.equal(cache.look_up(batch.inputs.flip(0), compute), answers.flip(0))
+    assert len(asked) == 2
 
 
 def test_a_full_cache_keeps_no_more(batch: Any) -> None:
     cache = LogitCache(4)
-    cache.look_up(batch.inputs, lambda: torch.zeros(6, 5))
+    cache.look_up(batch.inputs, lambda x: torch.zeros(6, 5))
     assert len(cache) == 4
-    cache.look_up(batch.inputs[:4], lambda: pytest.fail("was computed again"))
-    assert torch.equal(cache.look_up(batch.inputs, lambda: torch.ones(6, 5)), torch.ones(6, 5))
+    cache.look_up(batch.inputs[:4], lambda x: pytest.fail("was computed again"))
+    again = cache.look_up(batch.inputs, lambda x: torch.ones(2, 5))
+    assert torch.equal(again, torch.cat([torch.zeros(4, 5), torch.ones(2, 5)]))
+
+
+def test_inputs_of_another_shape_or_type_are_others(batch: Any) -> None:
+    shapes = (batch.inputs, batch.inputs.reshape(6, 2, 2), batch.inputs.view(torch.int32))
+    assert len({key for inputs in shapes for key in fingerprints(inputs)}) == 18
+
+
+def test_a_cache_does_not_round_to_the_precision_of_its_first_answers(batch: Any) -> None:
+    cache = LogitCache(6)
+    cache.look_up(batch.inputs[:3], lambda x: torch.zeros(3, 5, dtype=torch.bfloat16))
+    fine = torch.full((3, 5), 1 / 3)
+    assert torch.equal(cache.look_up(batch.inputs[3:], lambda x: fine), fine)
+    assert torch.equal(cache.look_up(batch.inputs[3:], lambda x: pytest.fail("again")), fine)
+
+
+def test_moving_the_criterion_empties_the_cache(batch: Any) -> None:
+    criterion = DivQATLoss(Counting(), alpha=0.3, cache=6)
+    criterion(batch.logits, batch.targets, batch.inputs)
+    criterion.double()
+    loss = criterion(batch.logits.double(), batch.targets, batch.inputs.double())
+    assert loss.dtype == torch.float64
+    assert criterion.reference.calls == 2
 
 
 def test_the_criterion_runs_its_reference_once_per_image(batch: Any) -> None:

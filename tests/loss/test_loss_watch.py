@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import copy
 import gc
+import warnings
+import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -117,6 +120,66 @@ def test_gradients_accumulate_over_parts_of_a_batch(float_model: nn.Module, batc
         torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-6)
 
 
+class Several(nn.Module):
+    """Wraps a model's logits as other networks do."""
+
+    def __init__(self, inner: nn.Module, kind: str) -> None:
+        super().__init__()
+        self.inner, self.kind = inner, kind
+
+    def forward(self, x: Tensor) -> Any:
+        logits = self.inner(x)
+        if self.kind == "dict":
+            return {"features": x, "logits": logits}
+        return (logits, [x]) if self.kind == "tuple" else Output(x, logits)
+
+
+@dataclass
+class Output:
+    """What some libraries' models return."""
+
+    features: Tensor
+    logits: Tensor
+
+
+@pytest.mark.parametrize("kind", ["tuple", "dict", "dataclass"])
+def test_logits_are_found_in_what_the_model_returns(
+    float_model: nn.Module, batch: Any, kind: str
+) -> None:
+    model = Several(quantized(), kind)
+    criterion = DivQATLoss(float_model, model=model, alpha=0.3)
+    output = model(batch.inputs)
+    logits = {"tuple": lambda: output[0], "dict": lambda: output["logits"]}.get(
+        kind, lambda: output.logits
+    )()
+    assert torch.equal(criterion(logits, batch.targets), handed_over(float_model, batch)[0])
+
+
+def test_another_base_loss_keeps_its_class_weights(float_model: nn.Module, batch: Any) -> None:
+    weight = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    model = quantized()
+    base = nn.CrossEntropyLoss(weight=weight)
+    criterion = DivQATLoss(float_model, model=model, alpha=0.3, base=base)
+    logits = model(batch.inputs)
+    plain = divqat_loss(
+        logits, batch.targets, float_model(batch.inputs), alpha=0.3, temperature=4.0
+    )
+    expected = F.cross_entropy(logits, batch.targets, weight=weight) - 0.3 * plain.divergence
+    torch.testing.assert_close(criterion(logits, batch.targets), expected)
+    with pytest.raises(ConfigError, match="label_smoothing is 0.1 and base is given"):
+        DivQATLoss(float_model, base=base, label_smoothing=0.1)
+
+
+def test_a_reference_that_changes_its_input_leaves_the_batch(batch: Any) -> None:
+    reference = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 5))
+    inputs = batch.inputs - 0.5
+    before = inputs.clone()
+    model = quantized()
+    criterion = DivQATLoss(reference, model=model, alpha=0.3)
+    criterion(model(inputs), batch.targets).backward()
+    assert torch.equal(inputs, before)
+
+
 def test_keyword_arguments_reach_the_reference(batch: Any) -> None:
     class Scaled(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
@@ -189,10 +252,26 @@ def test_a_model_in_evaluation_mode_gets_the_cross_entropy(
     model = quantized()
     criterion = DivQATLoss(never_called, model=model, alpha=0.3)
     logits = model.eval()(batch.inputs)
-    with pytest.warns(UserWarning, match="the model is in evaluation mode while gradients are on"):
+    with pytest.warns(UserWarning, match="the model is in evaluation mode while") as caught:
         loss = criterion(logits, batch.targets)
+    assert caught[0].filename == __file__
     assert torch.equal(loss, F.cross_entropy(logits, batch.targets))
     assert criterion.step == 0
+
+
+def test_a_criterion_in_evaluation_mode_says_so_where_the_model_trains(
+    never_called: nn.Module, batch: Any
+) -> None:
+    model = quantized()
+    criterion = DivQATLoss(never_called, model=model, alpha=0.3).eval()
+    logits = model(batch.inputs)
+    with pytest.warns(UserWarning, match=r"it is in evaluation mode .* criterion.train\(\)"):
+        loss = criterion(logits, batch.targets)
+    assert torch.equal(loss, F.cross_entropy(logits, batch.targets))
+    model.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        criterion(model(batch.inputs), batch.targets)
 
 
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
@@ -239,10 +318,53 @@ def test_the_model_s_state_and_copies_are_those_of_an_unwatched_one(
 def test_the_hook_goes_with_the_criterion(float_model: nn.Module) -> None:
     model = quantized()
     criterion = DivQATLoss(float_model, model=model, alpha=0.3)
-    assert len(model._forward_hooks) == 1
+    assert (len(model._forward_pre_hooks), len(model._forward_hooks)) == (1, 1)
     del criterion
     gc.collect()
+    assert (len(model._forward_pre_hooks), len(model._forward_hooks)) == (0, 0)
+
+
+def test_at_alpha_0_nothing_is_hooked(float_model: nn.Module) -> None:
+    model = quantized()
+    DivQATLoss(float_model, model=model, alpha=0.0)
     assert len(model._forward_hooks) == 0
+
+
+def test_a_batch_is_let_go_once_its_loss_is_known(float_model: nn.Module, batch: Any) -> None:
+    model = quantized()
+    criterion = DivQATLoss(float_model, model=model, alpha=0.3)
+    inputs = batch.inputs.clone()
+    gone = weakref.ref(inputs)
+    criterion(model(inputs), batch.targets).backward()
+    del inputs
+    gc.collect()
+    assert gone() is None
+
+
+class Trainer(nn.Module):
+    """A module that owns model and criterion, as Lightning's do."""
+
+    def __init__(self, model: nn.Module, criterion: nn.Module) -> None:
+        super().__init__()
+        self.model, self.criterion = model, criterion
+
+
+@pytest.mark.parametrize("warmup", [0, 5])
+def test_checkpoints_of_plain_and_hardened_trainings_fit_each_other(
+    float_model: nn.Module, warmup: int
+) -> None:
+    model = quantized()
+    plain = Trainer(model, nn.CrossEntropyLoss())
+    hardened = Trainer(model, DivQATLoss(float_model, model=model, warmup_steps=warmup))
+    hardened.load_state_dict(plain.state_dict())
+    if warmup == 0:
+        assert hardened.state_dict().keys() == plain.state_dict().keys()
+        plain.load_state_dict(hardened.state_dict())
+    counted = DivQATLoss(float_model, warmup_steps=5)
+    counted.step += 3
+    other = DivQATLoss(float_model, warmup_steps=warmup)
+    other.load_state_dict(counted.state_dict())
+    assert int(other.step) == (3 if warmup else 0)
 
 
 # --- mistakes ----------------------------------------------------------------------------------
@@ -258,8 +380,98 @@ def test_logits_of_an_earlier_pass_are_refused(float_model: nn.Module, batch: An
     criterion = DivQATLoss(float_model, model=model, alpha=0.3)
     first = model(batch.inputs)
     model(batch.inputs)
-    with pytest.raises(ConfigError, match="do not come from the model's last forward pass"):
+    with pytest.raises(ConfigError, match="are not what the model's last forward pass returned"):
         criterion(first, batch.targets)
+
+
+MIXED: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "reordered": lambda model, x: model(x)[torch.tensor([1, 0, 2, 3, 4, 5])],
+    "a part": lambda model, x: model(x)[:6],
+    "two passes": lambda model, x: (model(x) + model(x.flip(0))) / 2,
+}
+
+
+@pytest.mark.parametrize("mix", MIXED.values(), ids=MIXED)
+def test_logits_of_other_images_than_the_pass_s_are_refused(
+    float_model: nn.Module, batch: Any, mix: Callable[[nn.Module, Tensor], Tensor]
+) -> None:
+    model = quantized()
+    criterion = DivQATLoss(float_model, model=model, alpha=0.3)
+    with pytest.raises(ConfigError, match="image by image"):
+        criterion(mix(model, batch.inputs), batch.targets)
+
+
+def test_inputs_changed_by_the_loop_or_the_model_are_refused(
+    float_model: nn.Module, batch: Any
+) -> None:
+    class Normalising(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = quantized()
+
+        def forward(self, x: Tensor) -> Any:
+            return self.inner(x.sub_(0.5))
+
+    model = quantized()
+    criterion = DivQATLoss(float_model, model=model, alpha=0.3)
+    inputs = batch.inputs.clone()
+    logits = model(inputs)
+    inputs.zero_()
+    with pytest.raises(ConfigError, match="changed in place since its forward pass began"):
+        criterion(logits, batch.targets)
+    normalising = Normalising()
+    criterion = DivQATLoss(float_model, model=normalising, alpha=0.3)
+    with pytest.raises(ConfigError, match="changed in place since its forward pass began"):
+        criterion(normalising(batch.inputs.clone()), batch.targets)
+
+
+def test_a_copied_criterion_says_that_it_watches_nothing(
+    float_model: nn.Module, batch: Any
+) -> None:
+    model = quantized()
+    both = Trainer(model, DivQATLoss(float_model, model=model, alpha=0.3))
+    copied = copy.deepcopy(both)
+    with pytest.raises(ConfigError, match="is a copy, and watches no model: make a new one"):
+        copied.criterion(copied.model(batch.inputs), batch.targets)
+    loss = copied.criterion(copied.model(batch.inputs), batch.targets, batch.inputs)
+    assert torch.equal(loss, handed_over(float_model, batch)[0])
+
+
+@pytest.mark.parametrize("reference", [None, nn.Linear(4, 5).forward, {}])
+def test_a_reference_is_a_module(reference: Any) -> None:
+    with pytest.raises(ConfigError, match="reference is a .*: give the full-precision nn.Module"):
+        DivQATLoss(reference)
+
+
+def test_a_model_is_a_module(float_model: nn.Module) -> None:
+    with pytest.raises(ConfigError, match="model is a str: give the nn.Module that is trained"):
+        DivQATLoss(float_model, model="model")  # type: ignore[arg-type]
+
+
+def test_a_scripted_reference_serves(float_model: nn.Module, batch: Any) -> None:
+    scripted = torch.jit.script(float_model)
+    model = quantized()
+    loss = DivQATLoss(scripted, model=model, alpha=0.3)(model(batch.inputs), batch.targets)
+    torch.testing.assert_close(loss, handed_over(float_model, batch)[0])
+
+
+def test_a_reference_of_another_type_is_refused(float_model: nn.Module, batch: Any) -> None:
+    criterion = DivQATLoss(float_model, alpha=0.3)
+    with pytest.raises(ConfigError, match=r"is of .*float32, .* call criterion.to\(torch.float64"):
+        criterion(batch.logits.double(), batch.targets, batch.inputs.double())
+
+
+def test_given_reference_logits_get_no_gradient_and_are_a_tensor(
+    float_model: nn.Module, batch: Any
+) -> None:
+    criterion = DivQATLoss(float_model, alpha=0.3)
+    given = float_model(batch.inputs)
+    criterion(batch.logits, batch.targets, reference_logits=given).backward()
+    assert all(p.grad is None for p in float_model.parameters())
+    with pytest.raises(TypeError, match="reference_logits is a ndarray: give a tensor"):
+        criterion(batch.logits, batch.targets, reference_logits=given.detach().numpy())
+    with pytest.raises(ConfigError, match=r"\(3, 5\), the model \(6, 5\): .* the same images"):
+        criterion(batch.logits, batch.targets, reference_logits=given[:3])
 
 
 def test_logits_without_any_pass_are_refused(float_model: nn.Module, batch: Any) -> None:
