@@ -22,7 +22,7 @@ from typing import Any, Literal, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 from brevitas_divqat import __version__
-from brevitas_divqat.errors import ConfigError, DivQATError
+from brevitas_divqat.errors import CheckpointError, ConfigError, DivQATError
 
 __all__ = ["main"]
 
@@ -420,16 +420,29 @@ def _summary(settings: Namespace) -> None:
 
     _check_new_file("--json", settings.json)
     if settings.checkpoint.is_file():
-        raise ConfigError(
-            f"{settings.checkpoint} is a file: give the folder of a model that `divqat train` "
-            "wrote (`divqat check` reads graphs)"
-        )
-    model, info = load_checkpoint(settings.checkpoint)
-    found = summary(model, info.image_shape)
+        model, image_shape = _bnn_pynq_network(settings.checkpoint)
+    else:
+        model, info = load_checkpoint(settings.checkpoint)
+        image_shape = info.image_shape
+    found = summary(model, image_shape)
     console = Console(width=None if sys.stdout.isatty() else SUMMARY_COLUMNS)
     console.print(found)
     if settings.json is not None:
         write_json(settings.json, found.to_json())
+
+
+def _bnn_pynq_network(checkpoint: Path) -> tuple[Any, tuple[int, ...]]:
+    """Return the network of a file, and the shape of its images."""
+    from brevitas_divqat.bnn_pynq.loading import load_network
+
+    try:
+        return load_network(checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; divqat summary takes the folder of a model that `divqat train` wrote, or a "
+            ".tar of `divqat-bnn-pynq-train`: for any other model, build it in Python and print "
+            "brevitas_divqat.summary(model) (`divqat check` reads graphs)"
+        ) from error
 
 
 def _diff(settings: Namespace) -> None:
@@ -631,7 +644,11 @@ def _check_arguments(parser: ArgumentParser) -> None:
 
 
 def _summary_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="folder of a model, quantized or not.")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        help="folder of a model, quantized or not, or a .tar of divqat-bnn-pynq-train.",
+    )
     parser.add_argument("--json", type=Path, default=None, help="a file to write it all to.")
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from brevitas_divqat.inspection.formats import Format
+from brevitas_divqat.inspection.formats import UNKNOWN, Format
 from brevitas_divqat.inspection.injectors import SwallowedKeyword, bits_origin, unused_keywords
 from brevitas_divqat.inspection.keywords import recorded_of
 from brevitas_divqat.inspection.rows import LayerSummary
@@ -73,8 +73,9 @@ def warnings_of(
             "build it from brevitas.nn layers, or convert it with brevitas_divqat.quantize",
         )
         return
-    yield from _bits_warnings(visits, rows)
-    yield from _float_warnings(visits, rows)
+    followed = [pair for pair in zip(rows, visits, strict=True) if not pair[1].recurrent]
+    yield from _bits_warnings(followed)
+    yield from _float_warnings(followed)
     yield from _collecting_warnings(visits)
 
 
@@ -106,7 +107,7 @@ def _keyword_warnings(model: nn.Module) -> Iterator[SummaryWarning]:
 def _recurrent_warnings(model: nn.Module) -> Iterator[SummaryWarning]:
     for name, layer in recurrent_layers(model):
         own = type(layer).__name__
-        remedy = "give each of its bit widths by keyword, also where 8 is meant, and check its parts"
+        remedy = "give all its bit widths by keyword, also where 8 is meant, and check its parts"
         if isinstance(layer, (nn.RNNBase, nn.RNNCellBase)):
             remedy = f"it computes in float, use {_quantized_class(layer)} for a quantized one"
         yield SummaryWarning(
@@ -117,22 +118,22 @@ def _recurrent_warnings(model: nn.Module) -> Iterator[SummaryWarning]:
         )
 
 
-def _bits_warnings(visits: list[Visit], rows: tuple[LayerSummary, ...]) -> Iterator[SummaryWarning]:
+def _bits_warnings(layers: list[tuple[LayerSummary, Visit]]) -> Iterator[SummaryWarning]:
     """Name quantizers of 8 bits: by default anywhere, asked for where the others have fewer."""
-    weighted = [r.name for r in rows if r.weight is not None and r.weight.quantized]
+    weighted = [r.name for r, _ in layers if r.weight is not None and r.weight.quantized]
     edges = {*weighted[:1], *weighted[-1:]}
     inner_bits = [
         fmt.bits
-        for row, visit in zip(rows, visits, strict=True)
+        for row, visit in layers
         for fmt in (row.weight, row.activation)
         if fmt is not None and fmt.quantized and row.name not in edges and not visit.reads_image
     ]
     mixed = any(bits < DEFAULT_BITS for bits in inner_bits)
-    for row, visit in zip(rows, visits, strict=True):
+    for row, visit in layers:
         for what, quantizer, fmt in _eight_bit(row, visit):
             asked = bits_origin(visit.layer, quantizer) != "default"
             keyword = KEYWORD_OF.get(quantizer, "bit_width")
-            if not asked and not (what == "the output has" and visit.reads_image):
+            if not asked and not (row.weight is None and visit.reads_image):
                 yield SummaryWarning(
                     "default bits",
                     row.name,
@@ -158,11 +159,9 @@ def _eight_bit(row: LayerSummary, visit: Visit) -> Iterator[tuple[str, str, Form
             yield "the output has", name, fmt
 
 
-def _float_warnings(
-    visits: list[Visit], rows: tuple[LayerSummary, ...]
-) -> Iterator[SummaryWarning]:
-    first = next((row.name for row in rows if row.weight is not None), None)
-    for row, visit in zip(rows, visits, strict=True):
+def _float_warnings(layers: list[tuple[LayerSummary, Visit]]) -> Iterator[SummaryWarning]:
+    first = next((row.name for row, _ in layers if row.weight is not None), None)
+    for row, visit in layers:
         if row.weight is not None and not row.weight.quantized:
             yield SummaryWarning(
                 "float",
@@ -187,7 +186,7 @@ def _float_warnings(
 
 
 def _is_float(fmt: Format | None) -> bool:
-    return fmt is not None and not fmt.quantized
+    return fmt is not None and fmt is not UNKNOWN and not fmt.quantized
 
 
 def _quantized_class(layer: nn.Module) -> str:

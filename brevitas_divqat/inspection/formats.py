@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Format", "accumulator_bound", "accumulator_exact", "floating", "format_of"]
+__all__ = ["UNKNOWN", "Format", "accumulator_bound", "accumulator_exact", "floating", "format_of"]
 
 Scale = Literal["tensor", "channel", "group"]
 
@@ -42,6 +42,10 @@ class Format:
     def __str__(self) -> str:
         """Return name and granularity, e.g. ``"int4/channel"``."""
         return f"{self.name}/{self.scale}" if self.scale else self.name
+
+
+UNKNOWN = Format("?", 0)
+"""Of what comes out of layers that are not looked into."""
 
 
 def floating(dtype: torch.dtype) -> Format:

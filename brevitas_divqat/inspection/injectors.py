@@ -225,8 +225,7 @@ def bits_origin(layer: nn.Module, proxy_name: str) -> Literal["asked for", "defa
     Returns:
         ``"asked for"``: a keyword, or a quantizer class that sets it or has it in its name;
         ``"default"``: nobody, it comes from Brevitas' base classes;
-        ``"unknown"``: the quantizer has no bit width that could be chosen, e.g. a minifloat's, made
-        of exponent and mantissa.
+        ``"unknown"``: nothing sets one, e.g. because the quantizer is switched off.
     """
     injector = getattr(layer, proxy_name).quant_injector
     setter = next((c for c in injector.__mro__ if "bit_width" in _defined_in(c)), None)

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from brevitas_divqat.errors import ConfigError
-from brevitas_divqat.inspection.formats import Format, floating, format_of
+from brevitas_divqat.inspection.formats import UNKNOWN, Format, floating, format_of
 
 __all__ = ["Visit", "checked_shape", "copied", "layers", "recurrent_layers", "trace"]
 
@@ -260,7 +260,7 @@ class _Formats(TorchFunctionMode):
 
 def _pads(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Tell whether these arguments of ``F.pad`` put in another value than 0."""
-    given = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
+    given = {**dict(zip(("input", "pad", "mode", "value"), args, strict=False)), **kwargs}
     return bool(given.get("value"))
 
 
@@ -287,6 +287,9 @@ class _Run:
             proxies |= {id(p): p for p in _proxies(visit.layer).values()}
         for proxy in proxies.values():
             proxy.register_forward_hook(self._quantized)
+        for _, layer in recurrent_layers(self._model):
+            if not isinstance(layer, (nn.RNNBase, nn.RNNCellBase)):  # whose output is in float
+                layer.register_forward_hook(self._forget)
         for name, module in self._model.named_modules():
             if not isinstance(module, torch.jit.ScriptModule):  # as Brevitas' own may be
                 module.register_forward_pre_hook(self._entering(name))
@@ -334,6 +337,9 @@ class _Run:
             visit.macs = None if None in (counted, visit.macs) else visit.macs + counted  # type: ignore[operator]
 
         return note
+
+    def _forget(self, layer: nn.Module, args: Any, output: Any) -> None:
+        self._formats.note(output, UNKNOWN)
 
     def _quantized(self, proxy: Any, args: Any, output: Any) -> None:
         if not self._running or not proxy.is_quant_enabled:

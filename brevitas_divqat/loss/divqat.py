@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from brevitas_divqat.errors import ConfigError
+from brevitas_divqat.inspection import unwrapped
 from brevitas_divqat.loss.cache import LogitCache
 from brevitas_divqat.loss.config import LossConfig, Preset
 from brevitas_divqat.loss.functional import Direction, LossTerms, Weighting, divergence, subtract
@@ -25,7 +26,6 @@ from brevitas_divqat.loss.watch import (
     is_quantized,
     plain,
     tensors_in,
-    unwrapped,
     watchable,
 )
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from brevitas_divqat.errors import ConfigError
 
-__all__ = ["ForwardPass", "Watch", "is_quantized", "plain", "tensors_in", "unwrapped", "watchable"]
+__all__ = ["ForwardPass", "Watch", "is_quantized", "plain", "tensors_in", "watchable"]
 
 ROW_BY_ROW = frozenset(
     ("Add", "Alias", "Clamp", "Clone", "CompiledFunction", "DDPSink", "Div", "Mul", "Neg")
@@ -206,11 +206,3 @@ def plain(value: Any) -> Any:
 def is_quantized(model: nn.Module) -> bool:
     """Tell whether a Brevitas quantizer in ``model`` is enabled."""
     return any(getattr(module, "is_quant_enabled", False) for module in model.modules())
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the module inside ``DataParallel``, ``DistributedDataParallel`` or ``compile``."""
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return unwrapped(model.module)
-    original = getattr(model, "_orig_mod", None)
-    return model if original is None else unwrapped(original)

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import difflib
 import pickle
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from brevitas_divqat.errors import CheckpointError, ConfigError
-from brevitas_divqat.inspection import copied
+from brevitas_divqat.inspection import copied, unwrapped
 
 __all__ = ["LoadReport", "load_float_weights"]
 
-INNER = ("state_dict", "model_state_dict", "model")
+INNER = ("state_dict", "model_state_dict", "model", "net")
 """Where Lightning, common scripts and torchvision's own keep the weights of a checkpoint."""
-
-WRAPPERS = ("", "module.", "_orig_mod.", "model.")
-"""Prefixes of DataParallel and DDP, of torch.compile, and of Lightning modules."""
 
 SHOWN = 3
 
@@ -39,7 +36,8 @@ class LoadReport:
         loaded: taken from the checkpoint.
         initialised: the quantizers' own scales, which start anew from the loaded weights or from
             the statistics of the next batches, and what ``skip`` names, which keeps its values.
-        unexpected: in the checkpoint alone; with ``strict`` none.
+        unexpected: in the checkpoint alone; with ``strict`` only what stands beside the network,
+            as a criterion's step does.
         missing: not in the checkpoint and left as it was; with ``strict`` none.
     """
 
@@ -75,15 +73,22 @@ def load_float_weights(
 
     Args:
         model: the network; a DataParallel or compiled one is looked into.
-        state_dict: names to tensors, also with prefixes that DataParallel, ``torch.compile`` or
-            Lightning put before all names, also inside a checkpoint's ``"state_dict"``; or a file
-            of it: ``.pth``, ``.pt``, ``.ckpt`` (read without running code) or ``.safetensors``.
-        skip: prefixes of names that are not loaded, e.g. ``("fc.",)`` for other classes.
+        state_dict: names to tensors, also under a prefix, as DataParallel, ``torch.compile`` and
+            Lightning modules put before the names (``module.``, ``net.``, ``student.model.``), also
+            inside a checkpoint's ``"state_dict"``, ``"model_state_dict"``, ``"model"`` or
+            ``"net"``; or a file of it: ``.pth``, ``.pt``, ``.ckpt`` (read without running code) or
+            ``.safetensors``.
+        skip: prefixes of names that are not loaded, as the model spells them, e.g. ``("fc.",)`` for
+            other classes.
         strict: refuse weights that are missing or left over, and a quantized checkpoint without all
-            scales; otherwise these are reported. Shapes that differ are refused in any case.
+            scales; otherwise these are reported. Left over is what lies under the network's prefix
+            or, beside it, under a first name that has weights of two or more dimensions; all else
+            beside a prefix (a criterion's step, a metric's counts) is no error. Shapes that differ
+            are refused in any case.
 
     Raises:
-        CheckpointError: if the file cannot be read, or the weights are of another network.
+        CheckpointError: if the file cannot be read, the weights are of another network, or more
+            than one prefix fits.
         ConfigError: if ``skip`` names nothing in the model.
 
     Example:
@@ -93,18 +98,24 @@ def load_float_weights(
         >>> report.loaded
         ('bias', 'weight')
     """
-    model = _unwrapped(model)
-    state = _tensors(state_dict)
-    state = _without_prefix(state, _names(model))
+    model = unwrapped(model)
+    found = _tensors(state_dict)
+    names = _names(model)
+    found = _without_compiled_parts(found, names)
+    prefix = _prefix(found, names)
     _check_skip(skip, model)
-    state = {name: t for name, t in state.items() if not name.startswith(tuple(skip))}
+    inside = {n.removeprefix(prefix): t for n, t in found.items() if n.startswith(prefix)}
+    beside = {n: t for n, t in found.items() if not n.startswith(prefix)}
+    state = {name: t for name, t in inside.items() if not name.startswith(tuple(skip))}
     _check_shapes(model, state)
     # What Brevitas does to names while it loads is found out on a copy, so that an error leaves the
     # model untouched.
     report = _load(copied(model), state, skip)
     if strict:
         _check_complete(report, model, state)
-    return _load(model, state, skip)
+        _check_beside(beside, prefix)
+    report = _load(model, state, skip)
+    return replace(report, unexpected=tuple(sorted((*report.unexpected, *beside))))
 
 
 def _load(model: nn.Module, state: Mapping[str, Tensor], skip: Sequence[str]) -> LoadReport:
@@ -149,9 +160,8 @@ def _tensors(source: Any) -> dict[str, Tensor]:
     where = "the state_dict"
     if isinstance(source, (str, Path)):
         where, source = str(source), _read(Path(source))
-    for _ in INNER:
-        inner = next((source[k] for k in INNER if _is_mapping(source, k)), None)
-        source = source if inner is None else inner
+    while (key := next((k for k in INNER if _is_mapping(source, k)), None)) is not None:
+        source = source[key]
     if not isinstance(source, Mapping) or not source:
         what = "nothing" if isinstance(source, Mapping) else f"a {type(source).__name__}"
         raise CheckpointError(
@@ -159,9 +169,10 @@ def _tensors(source: Any) -> dict[str, Tensor]:
         )
     wrong = next((k for k, v in source.items() if not isinstance(v, Tensor)), None)
     if wrong is not None:
+        part = next((f", here perhaps [{k!r}]" for k in source if _is_mapping(source, k)), "")
         raise CheckpointError(
             f"{where} holds a {type(source[wrong]).__name__} under {wrong!r}: give names and "
-            "tensors alone, as model.state_dict() returns them"
+            f"tensors alone, as model.state_dict() returns them{part}"
         )
     return {str(name): tensor for name, tensor in source.items()}
 
@@ -188,33 +199,34 @@ def _read(path: Path) -> Any:
         raise CheckpointError(f"the checkpoint {path} is damaged: get or save it again") from error
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    while True:
-        if isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        else:
-            return model
+def _without_compiled_parts(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+    """Take off what ``torch.compile`` puts before the names in parts of a network."""
+    if any("_orig_mod." in name for name in wanted):
+        return state
+    return {name.replace("._orig_mod.", "."): tensor for name, tensor in state.items()}
 
 
-def _without_prefix(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
-    """Take wrappers' prefixes off where that makes more names fit."""
-    plain = state
-    if not any("._orig_mod." in name for name in wanted):  # of parts that were compiled
-        plain = {name.replace("._orig_mod.", "."): tensor for name, tensor in state.items()}
-    prefixes = sorted({"".join(parts) for parts in product(WRAPPERS, repeat=3)}, key=len)
-
-    def fitting(prefix: str) -> int:
-        return sum(n.startswith(prefix) and n[len(prefix) :] in wanted for n in plain)
-
-    best = max(prefixes, key=fitting)  # of equals the shortest
-    if fitting(best) == 0:
+def _prefix(state: Mapping[str, Tensor], wanted: set[str]) -> str:
+    """Find what stands before the names of a network in a checkpoint: what makes most names fit."""
+    fitting: Counter[str] = Counter()
+    for name in state:
+        parts = name.split(".")
+        ends = (".".join(parts[start:]) for start in range(len(parts)))
+        fitting.update(name.removesuffix(end) for end in ends if end in wanted)
+    most = max(fitting.values(), default=0)
+    best = sorted(prefix for prefix, count in fitting.items() if count == most)
+    if not best:
         raise CheckpointError(
             "the full-precision weights are of another network: none of their names is in the "
-            f"model, theirs are {_some(sorted(plain))}, the model's {_some(sorted(wanted))}"
+            f"model, theirs are {_some(sorted(state))}, the model's {_some(sorted(wanted))}; give "
+            "the weights of this network, under the model's names"
         )
-    return {name.removeprefix(best): tensor for name, tensor in plain.items()}
+    if best[0] and len(best) > 1:
+        raise CheckpointError(
+            f"the checkpoint has {len(best)} networks that fit, under {_some(best)}: give the "
+            f"names of one alone, e.g. those that start with {best[0]!r}"
+        )
+    return best[0]
 
 
 # --- Checking -----------------------------------------------------------------------------------
@@ -222,19 +234,19 @@ def _without_prefix(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Ten
 
 def _names(model: nn.Module) -> set[str]:
     """Name all that the model can load, also scales that are not set yet."""
-    named = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    own = tuple(_quantizers(model))
-    inside = {name for name in named if name.startswith(own)} if own else set()
-    tracked = {id(p) for name, p in model.named_parameters() if name not in inside}
-    # A quantizer that several layers share also lists their weights.
-    scales = {n for n, p in model.named_parameters(remove_duplicate=False) if id(p) not in tracked}
-    return set(model.state_dict()) | (inside & scales)
+    quantizers = tuple(_quantizers(model))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    # A quantizer also lists the weights of its layers, which are listed there, too.
+    weights = {id(p) for name, p in parameters.items() if not name.startswith(quantizers)}
+    scales = {name for name, p in parameters.items() if id(p) not in weights}
+    return set(model.state_dict()) | scales
 
 
 def _quantizers(model: nn.Module) -> list[str]:
     from brevitas.proxy.quant_proxy import QuantProxyFromInjector
 
-    return [f"{n}." for n, m in model.named_modules() if isinstance(m, QuantProxyFromInjector)]
+    modules = model.named_modules(remove_duplicate=False)  # one may be shared by several layers
+    return [f"{name}." for name, module in modules if isinstance(module, QuantProxyFromInjector)]
 
 
 def _check_skip(skip: Sequence[str], model: nn.Module) -> None:
@@ -281,6 +293,22 @@ def _check_complete(report: LoadReport, model: nn.Module, state: Mapping[str, Te
         raise CheckpointError(
             f"the checkpoint is of a quantized network, but has no {_some(absent)}: save it after "
             "calibration, or give strict=False to have these scales start anew"
+        )
+
+
+def _check_beside(beside: Mapping[str, Tensor], prefix: str) -> None:
+    """Refuse what may be a part of the network, though it is not under the network's prefix."""
+
+    def first(name: str) -> str:
+        return name.partition(".")[0]
+
+    layers = {first(name) for name, tensor in beside.items() if tensor.dim() > 1} | {first(prefix)}
+    left = sorted(name for name in beside if first(name) in layers)
+    if left:
+        raise CheckpointError(
+            f"the checkpoint has weights beside the network's, which are under {prefix!r}: "
+            f"{_some(left)}; give the names that start with {prefix!r} alone, or strict=False to "
+            "leave out the others"
         )
 
 

@@ -248,6 +248,7 @@ def test_finished_layers_tell_what_reached_their_quantizers() -> None:
         (lambda: conv(weight_bit_width=8), "asked for"),
         (lambda: conv(weight_quant=HalvedQuantizer), "asked for"),
         (lambda: conv(weight_quant=MisspeltQuantizer), "default"),
+        (lambda: conv(weight_quant=None), "unknown"),
     ],
 )
 def test_who_chose_the_bits(make: Any, origin: str) -> None:

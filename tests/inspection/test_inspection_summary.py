@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import brevitas.nn as qnn
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from brevitas.quant import (
+    Int8ActPerTensorFloat,
     Int8WeightPerChannelFloat,
     SignedBinaryActPerTensorConst,
     SignedBinaryWeightPerTensorConst,
@@ -20,8 +22,13 @@ from brevitas.quant import (
 from torch import Tensor, nn
 
 from brevitas_divqat.errors import ConfigError
-from brevitas_divqat.inspection import Summary, recorded_keywords, summary
+from brevitas_divqat.inspection import Summary, recorded_keywords, summary, unwrapped
+from brevitas_divqat.inspection.injectors import bits_origin
 from brevitas_divqat.models import Precision, build
+
+
+class UnnamedBits(Int8ActPerTensorFloat):
+    """A quantizer whose 8 bits nobody chose: neither its name nor its body has them."""
 
 
 class Branches(nn.Module):
@@ -274,13 +281,137 @@ def test_wrapped_models_and_shared_quantizers() -> None:
     second = qnn.QuantReLU(act_quant=first.act_quant)
     fc = qnn.QuantLinear(4, 4, weight_bit_width=4)
     model = nn.Sequential(first, fc, second, qnn.QuantLinear(4, 2, weight_bit_width=4))
-    for given in (model, torch.compile(model), copy.deepcopy(model)):
-        found = summary(given, (4,))  # type: ignore[arg-type]
+    compiled: Any = torch.compile(model)
+    for given in (model, compiled, nn.DataParallel(compiled), copy.deepcopy(model)):
+        found = summary(given, (4,))
+        assert [r.name for r in found.layers] == ["0", "1", "2", "3"]
         assert [str(r.activation) for r in found.layers if "ReLU" in r.layer] == [
             "uint4/tensor"
         ] * 2
         assert kinds(found) == []
         assert len(found.warnings) == 1  # one quantizer collects statistics
+
+
+def test_wrappers_are_taken_off_in_any_order() -> None:
+    inner = nn.Linear(2, 2)
+    compiled: Any = torch.compile(inner)
+    recompiled: Any = torch.compile(nn.DataParallel(compiled))
+    for given in (inner, compiled, nn.DataParallel(inner), nn.DataParallel(compiled), recompiled):
+        assert unwrapped(given) is inner
+
+
+def test_distributed_models_are_looked_into(tmp_path: Path) -> None:
+    meeting = f"file://{tmp_path / 'meeting'}"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(qnn.QuantLinear(4, 2, weight_bit_width=4))
+        found = summary(model, (4,))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert (found.model, [r.name for r in found.layers]) == ("QuantLinear", [""])
+
+
+class Rescaling(nn.Module):
+    """Rescales the image before its input quantizer, as Brevitas' own networks do."""
+
+    def __init__(self, **input_bits: int) -> None:
+        super().__init__()
+        self.quant_inp = qnn.QuantIdentity(**input_bits)
+        self.conv1 = qnn.QuantConv2d(3, 4, 3, weight_bit_width=2)
+        self.relu = qnn.QuantReLU(bit_width=2)
+        self.conv2 = qnn.QuantConv2d(4, 4, 3, weight_bit_width=2)
+        self.relu2 = qnn.QuantReLU(**input_bits)
+        self.conv3 = qnn.QuantConv2d(4, 4, 3, weight_bit_width=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, 3, 8, 8) images to (N, 4, 2, 2) maps."""
+        x = self.relu(self.conv1(self.quant_inp(2.0 * x - torch.tensor([1.0]))))
+        maps: Tensor = self.conv3(self.relu2(self.conv2(x)))
+        return maps
+
+
+@pytest.mark.parametrize(
+    ("input_bits", "kind"), [({}, "default bits"), ({"bit_width": 8}, "8 bits")]
+)
+def test_what_runs_before_the_first_weights_reads_the_image(
+    input_bits: dict[str, int], kind: str
+) -> None:
+    assert kinds(summary(Rescaling(**input_bits), (3, 8, 8))) == [(kind, "relu2")]
+
+
+def test_the_first_layer_s_output_is_no_input() -> None:
+    layer = qnn.QuantConv2d(3, 4, 3, weight_bit_width=2, output_quant=Int8ActPerTensorFloat)
+    assert bits_origin(layer, "output_quant") == "asked for"  # it has the bits in its name
+    plain = qnn.QuantConv2d(3, 4, 3, weight_bit_width=2, output_quant=UnnamedBits)
+    assert kinds(summary(plain, (3, 8, 8))) == [("default bits", "")]
+
+
+@pytest.mark.parametrize(
+    ("value", "mode", "warned"),
+    [(0.3, "constant", True), (None, "constant", False), (0, "constant", False)]
+    + [(None, "replicate", False)],
+)
+@pytest.mark.parametrize("by_keyword", [True, False])
+def test_padding_with_other_values_gives_floats(
+    value: float | None, mode: str, warned: bool, by_keyword: bool
+) -> None:
+    class Padding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1 = qnn.QuantLinear(4, 4, weight_bit_width=4)
+            self.relu = qnn.QuantReLU(bit_width=4)
+            self.fc2 = qnn.QuantLinear(6, 2, weight_bit_width=4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.relu(self.fc1(x))
+            x = (
+                F.pad(x, (1, 1), mode=mode, value=value)
+                if by_keyword
+                else F.pad(x, (1, 1), mode, value)
+            )
+            scores: Tensor = self.fc2(x)
+            return scores
+
+    assert kinds(summary(Padding(), (4,))) == [("float", "fc2")] * warned
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer between two others."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.fc1 = qnn.QuantLinear(8, 8, weight_bit_width=4)
+        self.relu = qnn.QuantReLU(bit_width=4)
+        self.recurrent = layer
+        self.fc2 = qnn.QuantLinear(16, 2, weight_bit_width=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, steps, 8) to (N, steps, 2)."""
+        scores: Tensor = self.fc2(self.recurrent(self.relu(self.fc1(x)))[0])
+        return scores
+
+
+@pytest.mark.parametrize(
+    ("make", "remedy", "others"),
+    [
+        (lambda: qnn.QuantLSTM(8, 16), "all its bit widths", []),
+        (lambda: qnn.QuantLSTM(8, 16, weight_bit_width=4), "all its bit widths", []),
+        (lambda: qnn.QuantRNN(8, 16), "all its bit widths", []),
+        (lambda: nn.LSTM(8, 16), "in float, use QuantLSTM", [("float", "fc2")]),
+    ],
+)
+@pytest.mark.parametrize("shape", [(5, 8), None])
+def test_recurrent_layers_are_not_looked_into(
+    make: Any, remedy: str, others: list[tuple[str, str]], shape: tuple[int, ...] | None
+) -> None:
+    found = summary(Recurrent(make()), shape)
+    behind = [] if shape is None else others
+    assert kinds(found) == [("not looked into", "recurrent"), *behind]
+    assert remedy in found.warnings[0].remedy
+    assert found.macs is None
+    alone = summary(make(), shape)
+    assert ("not looked into", "") in kinds(alone)
+    assert not {"default bits", "8 bits", "float"} & {kind for kind, _ in kinds(alone)}
 
 
 @pytest.mark.parametrize(
@@ -289,6 +420,10 @@ def test_wrapped_models_and_shared_quantizers() -> None:
         (3, None, "got int: give a torch.nn.Module"),
         (dict, None, "returned dict: return a torch.nn.Module"),
         (nn.Linear(2, 2), (0,), "image_shape is \\(0,\\)"),
+        (nn.Linear(2, 2), (), "image_shape is \\(\\)"),
+        (nn.Linear(2, 2), 16, "image_shape is 16: give the sizes of one input"),
+        (nn.Linear(2, 2), "3x8x8", "image_shape is '3x8x8': give"),
+        (nn.Linear(2, 2), torch.rand(16, 16), "image_shape is tensor"),
         (nn.Linear(2, 2), (3,), "shape \\(3,\\) does not pass the model"),
     ],
 )

@@ -105,9 +105,13 @@ def test_float_weights_reach_their_layers() -> None:
         lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
         lambda s: {k.replace("layer1.", "layer1._orig_mod."): v for k, v in s.items()},
         lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}, "epoch": 3},
+        lambda s: {f"net.{k}": v for k, v in s.items()},
+        lambda s: {f"student.model._orig_mod.{k}": v for k, v in s.items()},
         lambda s: {"model": s, "optimizer": {}},
+        lambda s: {"net": {f"module.{k}": v for k, v in s.items()}, "acc": 1.0, "epoch": 3},
     ],
-    ids=["DataParallel", "compiled", "both", "compiled part", "Lightning", "torchvision"],
+    ids=["DataParallel", "compiled", "both", "compiled part", "Lightning", "net", "student"]
+    + ["torchvision", "net's own"],
 )
 def test_wrappers_are_taken_off(wrap: Any) -> None:
     twin, model = Net(quantized=False), Net()
@@ -120,6 +124,77 @@ def test_wrapped_models_are_looked_into(wrap: Any) -> None:
     twin, model = Net(quantized=False), Net()
     load_float_weights(wrap(model), twin.state_dict())
     assert torch.equal(model.fc.weight, twin.fc.weight)
+
+
+def prefixed(prefix: str, state: State) -> State:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def test_what_stands_beside_the_network_is_told() -> None:
+    twin, model = Net(quantized=False), Net()
+    beside = {"criterion.step": torch.tensor(3), "criterion.weight": torch.ones(10)}
+    report = load_float_weights(model, prefixed("net.", twin.state_dict()) | beside)
+    assert equal(
+        {name: model.state_dict()[name] for name in twin.state_dict()}, dict(twin.state_dict())
+    )
+    assert report.unexpected == ("criterion.step", "criterion.weight")
+    assert report.missing == ()
+
+
+def test_a_name_beside_the_prefix_is_not_taken_for_the_network_s() -> None:
+    twin, model = Net(quantized=False), Net()
+    state = prefixed("net.", twin.state_dict()) | {"bn1.bias": torch.full((8,), 5.0)}
+    report = load_float_weights(model, state)
+    assert torch.equal(model.bn1.bias, twin.bn1.bias)
+    assert report.unexpected == ("bn1.bias",)
+
+
+@pytest.mark.parametrize(
+    ("left", "message"),
+    [
+        ({"net.head.scale": torch.ones(1)}, "unexpected head.scale"),
+        ({"model.scale": torch.ones(1)}, "beside the network's.*'model.net.': model.scale"),
+        ({"head.weight": torch.ones(2, 2)}, "beside the network's.*: head.weight; give the names"),
+        (
+            {"head.weight": torch.ones(2, 2), "head.bias": torch.ones(2)},
+            "head.bias, head.weight; give the names that start with 'model.net.' alone, or strict",
+        ),
+    ],
+)
+def test_what_may_be_the_network_s_is_refused(left: State, message: str) -> None:
+    model, state = Net(), prefixed("model.net.", Net(quantized=False).state_dict())
+    if "net.head.scale" in left:
+        left = prefixed("model.", left)
+    before = snapshot(model)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_float_weights(model, state | left)
+    assert "\n" not in str(caught.value)
+    assert equal(before, model.state_dict())
+    assert len(load_float_weights(model, state | left, strict=False).unexpected) == len(left)
+
+
+def test_two_networks_that_fit_are_not_chosen_between() -> None:
+    state = Net(quantized=False).state_dict()
+    both = prefixed("student.", state) | prefixed("teacher.", state)
+    with pytest.raises(CheckpointError, match=r"under student\., teacher\.: give the names of one"):
+        load_float_weights(Net(), both, strict=False)
+    twice = state | prefixed("ema.", state)  # the plain names are the model's own
+    with pytest.raises(CheckpointError, match=r"unexpected ema\.bn1\.bias"):
+        load_float_weights(Net(), twice)
+
+
+def test_shared_quantizers() -> None:
+    """A quantizer of two layers' weights is listed under both, and lists both weights."""
+    first = qnn.QuantLinear(
+        4, 4, weight_bit_width=4, weight_scaling_impl_type="parameter_from_stats"
+    )
+    model = nn.Sequential(first, qnn.QuantLinear(4, 4, weight_quant=first.weight_quant))
+    twin = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    report = load_float_weights(model, twin.state_dict())
+    assert report.loaded == ("0.bias", "0.weight", "1.bias", "1.weight")
+    assert report.initialised == (f"0.{WEIGHT_SCALE}", f"1.{WEIGHT_SCALE}")
+    greatest = max(float(p.detach().abs().max()) for p in (twin[0].weight, twin[1].weight))
+    assert torch.allclose(model[1].quant_weight().scale, torch.tensor(greatest / 7))
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -276,5 +351,7 @@ def test_bad_skip(skip: Any, message: str) -> None:
 def test_other_names_and_other_things_are_refused() -> None:
     with pytest.raises(CheckpointError, match="none of their names is in the model"):
         load_float_weights(Net(), {"alien.kernel": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"an? int under 'epoch'.*here perhaps \['ema'\]"):
+        load_float_weights(Net(), {"epoch": 3, "ema": Net(quantized=False).state_dict()})
     with pytest.raises(CheckpointError, match="a Net: give names and tensors"):
         load_float_weights(Net(), Net())  # type: ignore[arg-type]
