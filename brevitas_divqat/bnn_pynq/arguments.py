@@ -24,7 +24,7 @@ __all__ = ["Settings", "check_arguments", "help_text", "parse"]
 LOSS_FLAGS = ("preset", "temperature", "direction", "weighting", "cap", "warmup_steps")
 AT_LEAST = {
     "batch_size": 1,
-    "epochs": 1,
+    "epochs": 0,
     "log_freq": 1,
     "num_workers": 0,
     "lr": 0,
@@ -93,7 +93,11 @@ def _own_parser() -> _Parser:
             "choices": get_args(Weighting),
             "help": "loss - alpha D, or (1 - alpha) loss - alpha D (default additive)",
         },
-        "cap": {"type": float, "help": "the most that one image's divergence counts, in nats T²"},
+        "cap": {
+            "type": float,
+            "help": "the most that one image's divergence counts, in nats T² (preset F1: "
+            f"{PRESETS['F1']['cap']:g}, F3: no limit); needed with direction p||q",
+        },
         "warmup_steps": {
             "type": int,
             "help": "steps over which alpha grows from 0 (default 0)",
@@ -120,7 +124,12 @@ def _own_parser() -> _Parser:
 
 
 def _brevitas_parse(argv: Sequence[str]) -> Namespace:
-    """Parse with Brevitas' own parser; its complaint about the arguments becomes ours."""
+    """Parse with Brevitas' own parser; its complaints, and its help, become ours.
+
+    Raises:
+        ConfigError: if it does not take the arguments.
+        SystemExit: with status 0, after the help was printed.
+    """
     # Here, since importing Brevitas' script sets how torch prints tensors.
     from brevitas_examples.bnn_pynq.bnn_pynq_train import (  # type: ignore[import-untyped]
         parse_args,
@@ -128,9 +137,12 @@ def _brevitas_parse(argv: Sequence[str]) -> Namespace:
 
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(io.StringIO()):
             return parse_args(list(argv))
     except SystemExit as stop:
+        if not stop.code:
+            print(help_text())
+            raise
         message = complaint.getvalue().rpartition("error: ")[2]
         raise ConfigError(" ".join(message.split()) + _suggestion(message)) from stop
 
@@ -167,6 +179,7 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, Settings]:
 
     Raises:
         ConfigError: if a flag is unknown, or a value of DivQAT's is out of range.
+        SystemExit: with status 0, after the help was printed.
     """
     own, rest = _own_parser().parse_known_args(list(argv))
     args = _brevitas_parse(rest)
@@ -199,8 +212,8 @@ def check_arguments(args: Namespace, settings: Settings) -> None:
     for name, choices in CHOICES.items():
         if getattr(args, name) not in choices:
             raise ConfigError(f"--{name} is {getattr(args, name)}: choose from {list(choices)}")
-    if not -(2**63) <= args.random_seed < 2**63:
-        raise ConfigError(f"--random_seed is {args.random_seed}: it must fit into 64 bits")
+    if not -(2**63) <= args.random_seed < 2**64:
+        raise ConfigError(f"--random_seed is {args.random_seed}: it must be from -2^63 to 2^64 - 1")
     if args.scheduler == "STEP":
         _numbers("milestones", args.milestones)
     _check_gpus(args, settings)
@@ -246,6 +259,15 @@ def _check_files(args: Namespace, settings: Settings) -> None:
         raise ConfigError(
             "--divqat_float: the twin has no quantizers to export, leave out --export_*"
         )
+    if exports and args.dry_run and not args.evaluate:
+        raise ConfigError(
+            "--export_* writes the best weights, which --dry_run does not keep: leave one out"
+        )
+    if exports and args.epochs == 0 and not (args.evaluate or args.resume):
+        raise ConfigError(
+            "--epochs is 0, which leaves no weights to export: train, leave out --export_*, or "
+            "add --evaluate"
+        )
     if args.state_dict_to_pth and (args.dry_run or args.evaluate):
         raise ConfigError(
             "--state_dict_to_pth writes a file, which --dry_run and --evaluate forbid: leave them "
@@ -261,6 +283,11 @@ def _check_files(args: Namespace, settings: Settings) -> None:
             f"alpha is {settings.loss.weight} and there is no --divqat_reference: train the "
             f"full-precision twin first, with --network {args.network} --divqat_float, and give "
             "its best.tar"
+        )
+    if settings.reference is not None and not settings.reference.is_file():
+        raise ConfigError(
+            f"--divqat_reference {settings.reference}: No such file, give the best.tar of a "
+            "training with --divqat_float"
         )
     writes = exports or args.state_dict_to_pth or not args.evaluate
     if args.resume and writes and Path(args.resume).parent.name != "checkpoints":

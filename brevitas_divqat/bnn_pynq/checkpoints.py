@@ -8,21 +8,27 @@ goes on finding where it looks for them, comes a fifth, ``divqat``, that it does
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import random
 from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from brevitas_divqat.bnn_pynq.networks import Network
+from brevitas_divqat.bnn_pynq.networks import Network, plain
 from brevitas_divqat.errors import CheckpointError
 from brevitas_divqat.files import write_bytes
 from brevitas_divqat.seeding import seeded
 
 __all__ = [
+    "Objective",
+    "Reference",
+    "check_resumable",
     "check_same_training",
     "load_reference",
     "load_weights",
@@ -35,7 +41,48 @@ __all__ = [
 ]
 
 PREFIX = "module."
+# The entry of this program. Older ones lack the objective.
+OWN = {
+    "network": Mapping,
+    "full_precision": bool,
+    "validation": int,
+    "objective": Mapping,
+    "step": int,
+    "statistics": Mapping,
+    "random": Mapping,
+}
+# What torch.load raises, depending on where a file is damaged.
+UNREADABLE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+    pickle.UnpicklingError,
+)
 NAMED = 3
+
+Objective = Mapping[str, str | float | None]
+"""What a training minimises: the resolved value of each flag that says so, under its name; of
+``--divqat_reference`` the SHA-256 of the file. Flags without effect are left out."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A full-precision twin, loaded.
+
+    Attributes:
+        model: on the CPU.
+        digest: SHA-256 of its file, in hexadecimal digits.
+        verified: whether the file says that it is of a full-precision twin.
+    """
+
+    model: nn.Module
+    digest: str
+    verified: bool
 
 
 def write_package(path: Path, package: Mapping[str, Any]) -> None:
@@ -55,10 +102,13 @@ def read_package(path: Path) -> dict[str, Any]:
         CheckpointError: if the file is missing, damaged, or holds no state_dict.
     """
     try:
-        package = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    try:
+        # Of bytes, so that an OSError means here what the others do.
+        package = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
         raise CheckpointError(
             f"{path} is damaged or no checkpoint of PyTorch tensors: give a best.tar, a "
             "checkpoint.tar or a .pth with a state_dict"
@@ -72,7 +122,46 @@ def read_package(path: Path) -> dict[str, Any]:
         or not all(isinstance(value, Tensor) for value in state.values())
     ):
         raise CheckpointError(f"{path} holds no state_dict: give a best.tar or a checkpoint.tar")
+    if "divqat" in package and not _is_own_entry(package["divqat"]):
+        raise _damaged(path, "divqat")
     return dict(package) | {"state_dict": {k.removeprefix(PREFIX): v for k, v in state.items()}}
+
+
+def _is_own_entry(own: Any) -> bool:
+    """Tell whether an entry ``divqat`` says what it is of, and what else it holds has its form."""
+    if not isinstance(own, Mapping) or not {"network", "full_precision"} <= own.keys():
+        return False
+    if not all(isinstance(own[key], kind) for key, kind in OWN.items() if key in own):
+        return False
+    return all(isinstance(value, str) for value in own["network"].values())
+
+
+def _damaged(path: Path, entry: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is damaged: its entry {entry!r} is not what a training writes; give another "
+        "checkpoint"
+    )
+
+
+def check_resumable(package: Mapping[str, Any], path: Path) -> None:
+    """Refuse a checkpoint after which a training cannot go on.
+
+    Raises:
+        CheckpointError: naming what is missing or damaged.
+    """
+    missing = {"optim_dict", "epoch", "best_val_acc"} - package.keys()
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks {sorted(missing)}, without which a training cannot go on: give a "
+            "checkpoint.tar or best.tar of a training, or only --evaluate it"
+        )
+    epoch, accuracy = package["epoch"], package["best_val_acc"]
+    if type(epoch) is not int or epoch < 1:
+        raise _damaged(path, "epoch")
+    if type(accuracy) not in (int, float) or not math.isfinite(accuracy):
+        raise _damaged(path, "best_val_acc")
+    if "divqat" in package and OWN.keys() - package["divqat"].keys() - {"objective"}:
+        raise _damaged(path, "divqat")
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: Path, *, strict: bool) -> int:
@@ -123,6 +212,7 @@ def check_same_training(
     *,
     full_precision: bool,
     validation: int | None,
+    objective: Objective | None,
 ) -> None:
     """Refuse a checkpoint whose tensors would fit a training that it is not of.
 
@@ -135,6 +225,8 @@ def check_same_training(
         network: that it must be of.
         full_precision: whether it must be of the twin.
         validation: how many images must have been held out; None where it does not matter.
+        objective: what must have been minimised; None where it does not matter. Files that do not
+            say it pass.
 
     Raises:
         CheckpointError: naming what differs.
@@ -151,7 +243,7 @@ def check_same_training(
         )
     quantized = {} if full_precision else network.identity
     for key, value in quantized.items():
-        if of["network"].get(key) != value:
+        if plain(of["network"].get(key, "")) != value:
             raise CheckpointError(
                 f"{path} is of a network with {key} {of['network'].get(key)}, {network.name} has "
                 f"{value}: give the --network that it was trained with"
@@ -161,17 +253,35 @@ def check_same_training(
             f"{path} was trained with --divqat_validation {of['validation']}, got {validation}: "
             "give the same, or images that were trained on would select the best weights"
         )
+    if objective is not None and "objective" in of:
+        _check_same_objective(of["objective"], objective, path)
 
 
-def load_reference(path: Path, network: Network) -> nn.Module:
+def _check_same_objective(stored: Objective, given: Objective, path: Path) -> None:
+    # Alpha comes before the flags that only have an effect with it.
+    for flag in (*given, *stored):
+        if stored.get(flag) != given.get(flag):
+            kind = "the SHA-256 " if flag == "--divqat_reference" else ""
+            raise CheckpointError(
+                f"{path} was trained with {flag} {kind}{stored.get(flag)}, got {given.get(flag)}: "
+                "give the --loss and the --divqat_* flags that it was trained with, or start a new "
+                "training without --resume"
+            )
+
+
+def load_reference(path: Path, network: Network) -> Reference:
     """Load the full-precision twin of a network; the global generators stay as they are.
+
+    A bare state_dict does not say what it is of. Those of FC and CNV networks and of their twins
+    have the same names and shapes, so that a quantized one passes, as not verified.
 
     Raises:
         CheckpointError: if the file is missing or damaged, or of another or a quantized network.
     """
     package = read_package(path)
     remedy = f"train the twin with --network {network.name} --divqat_float and give its best.tar"
-    if not package.get("divqat", {}).get("full_precision", "optim_dict" not in package):
+    verified = "divqat" in package and package["divqat"]["full_precision"]
+    if not verified and ("divqat" in package or "optim_dict" in package):
         raise CheckpointError(
             f"--divqat_reference {path} is of a quantized network, not of a full-precision twin: "
             + remedy
@@ -184,7 +294,7 @@ def load_reference(path: Path, network: Network) -> nn.Module:
         raise CheckpointError(
             f"--divqat_reference does not fit {network.name}: {remedy}; {error}"
         ) from error
-    return model
+    return Reference(model, sha256(path.read_bytes()).hexdigest(), verified)
 
 
 def random_state() -> dict[str, Any]:
@@ -194,11 +304,21 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Put the global generators into the state that `random_state` returned."""
-    random.setstate(state["python"])
-    torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    """Put the global generators into the state that `random_state` returned.
+
+    Raises:
+        CheckpointError: if it is no such state.
+    """
+    try:
+        random.setstate(state["python"])
+        torch.set_rng_state(state["torch"])
+        if len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["cuda"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise CheckpointError(
+            "the checkpoint is damaged: its entry 'random' is no state of random generators; give "
+            "another checkpoint"
+        ) from error
 
 
 def statistics(model: nn.Module) -> dict[str, tuple[int, Tensor, Tensor]]:
@@ -215,9 +335,19 @@ def statistics(model: nn.Module) -> dict[str, tuple[int, Tensor, Tensor]]:
 
 
 def restore_statistics(model: nn.Module, saved: Mapping[str, tuple[int, Tensor, Tensor]]) -> None:
-    """Let the quantizers go on averaging where `statistics` found them."""
-    for name, (counter, buffer, value) in saved.items():
-        module: Any = model.get_submodule(name)
-        module.counter = counter
-        module.buffer.copy_(buffer)
-        module.value.data.copy_(value)
+    """Let the quantizers go on averaging where `statistics` found them.
+
+    Raises:
+        CheckpointError: if the network has no such quantizers.
+    """
+    for name, entry in saved.items():
+        try:
+            module: Any = model.get_submodule(name)
+            module.counter, buffer, value = entry
+            module.buffer.copy_(buffer)
+            module.value.data.copy_(value)
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the checkpoint is damaged: its entry 'statistics' does not fit {name!r} of the "
+                "network; give another checkpoint"
+            ) from error

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from configparser import ConfigParser
 from configparser import Error as ConfigFileError
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import hub, nn
 from brevitas_divqat.bnn_pynq.twins import float_twin
 from brevitas_divqat.errors import CheckpointError, ConfigError
 
-__all__ = ["Network", "read_network", "zoo_names"]
+__all__ = ["Network", "plain", "read_network", "zoo_names"]
 
 BIT_WIDTHS = {
     "FC": ("WEIGHT_BIT_WIDTH", "ACT_BIT_WIDTH", "IN_BIT_WIDTH"),
@@ -31,6 +32,7 @@ BIT_WIDTHS = {
 DATASETS = {"FC": "MNIST", "CNV": "CIFAR10", "RESNET18": "CIFAR10"}
 CHANNELS = {"FC": 1, "CNV": 3}
 CLASSES = 10
+MAX_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class Network:
     def identity(self) -> dict[str, str]:
         """What a checkpoint must agree with to be of this network."""
         keys = ("ARCH", "DATASET", "NUM_CLASSES", "OUT_FEATURES")
-        model = {k: self.config.get("MODEL", k) for k in keys if self.config.has_option("MODEL", k)}
+        there = (key for key in keys if self.config.has_option("MODEL", key))
+        model = {key: plain(self.config.get("MODEL", key)) for key in there}
         return model | {key: str(bits) for key, bits in self.bit_widths.items()}
 
     def build(self, *, pretrained: bool = False, full_precision: bool = False) -> nn.Module:
@@ -96,6 +99,14 @@ class Network:
             ) from error
 
 
+def plain(value: str) -> str:
+    """Write a value as Python does, so that ``[32,16]`` and ``[32, 16]  # comment`` are equal."""
+    try:
+        return str(ast.literal_eval(value))
+    except (ValueError, SyntaxError):
+        return value
+
+
 def zoo_names() -> list[str]:
     """List the networks that come with Brevitas."""
     folder = resources.files("brevitas_examples.bnn_pynq") / "cfg"
@@ -126,7 +137,7 @@ def read_network(name: str) -> Network:
 
 
 def _read(path: Path) -> ConfigParser:
-    config = ConfigParser()
+    config = ConfigParser(interpolation=None)  # a % is a %
     try:
         config.read_string(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
@@ -147,11 +158,12 @@ def _check(network: Network, where: str) -> None:
         except ConfigFileError as error:
             raise ConfigError(f"{where}: {key} is missing in section [{section}]") from error
 
-    def number(section: str, key: str, least: int) -> int:
+    def number(section: str, key: str, least: int, most: float = math.inf) -> int:
         value = text(section, key)
-        if not value.isdecimal() or int(value) < least:
+        if not value.isdecimal() or not least <= int(value) <= most:
+            limit = f" and at most {most}" if math.isfinite(most) else ""
             raise ConfigError(
-                f"{where}: {key} is {value!r}, it must be a whole number of at least {least}"
+                f"{where}: {key} is {value!r}, it must be a whole number of at least {least}{limit}"
             )
         return int(value)
 
@@ -169,7 +181,7 @@ def _check(network: Network, where: str) -> None:
     if arch == "FC":
         _check_features(text("MODEL", "OUT_FEATURES"), where)
     for key in BIT_WIDTHS[arch]:
-        number("QUANT", key, 1)
+        number("QUANT", key, 1, MAX_BITS)
 
 
 def _check_features(value: str, where: str) -> None:

@@ -40,11 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     _quieten()
     try:
-        if {"-h", "--help"} & set(arguments):
-            from brevitas_divqat.bnn_pynq.arguments import help_text
-
-            print(help_text())
-            return 0
         launch(arguments)
     except DivQATError as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
@@ -53,13 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f" {error.filename}" if error.filename else ""
         print(f"{PROGRAM}: error: cannot read or write{where}: {error.strerror}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            f"{PROGRAM}: interrupted; go on with --resume RUN/checkpoints/checkpoint.tar",
-            file=sys.stderr,
-        )
+    except KeyboardInterrupt as stop:
+        print("; ".join([f"{PROGRAM}: interrupted", *map(str, stop.args)]), file=sys.stderr)
         return 130
-    except SystemExit as stop:  # how Brevitas' trainer ends after --state_dict_to_pth
+    except SystemExit as stop:  # how --help ends, and Brevitas' trainer after --state_dict_to_pth
         return int(stop.code or 0)
     return 0
 
@@ -82,6 +74,8 @@ def launch(argv: Sequence[str]) -> DivQATTrainer:
 
     Raises:
         DivQATError: if the user can mend it.
+        KeyboardInterrupt: with a word on what to resume from, if a training is interrupted.
+        SystemExit: with status 0, after ``--help`` and after ``--state_dict_to_pth``.
     """
     from brevitas_divqat.bnn_pynq.arguments import check_arguments, parse
     from brevitas_divqat.bnn_pynq.networks import read_network
@@ -119,6 +113,10 @@ def _run(trainer: DivQATTrainer, args: Namespace) -> DivQATTrainer:
                 f"--detect_nan: {' '.join(str(error).split())} Lower --lr or --divqat_alpha"
             ) from error
         raise
+    except KeyboardInterrupt as error:
+        if trainer.resumable is None:
+            raise
+        raise KeyboardInterrupt(f"go on with --resume {trainer.resumable}") from error
     finally:
         torch.autograd.set_detect_anomaly(False)
     return trainer
@@ -137,3 +135,7 @@ def _own_log() -> Iterator[None]:
             handler.close()
         log.propagate = propagate
         log.setLevel(level)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

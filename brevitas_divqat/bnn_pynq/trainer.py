@@ -23,6 +23,7 @@ from brevitas_divqat.bnn_pynq.arguments import Settings
 from brevitas_divqat.bnn_pynq.criterion import DivQATCrossEntropyLoss, DivQATSqrHingeLoss
 from brevitas_divqat.bnn_pynq.networks import Network
 from brevitas_divqat.errors import CheckpointError, ConfigError, DataError, ExportError
+from brevitas_divqat.loss import LossConfig
 from brevitas_divqat.seeding import generator
 
 __all__ = ["DivQATTrainer"]
@@ -59,6 +60,9 @@ class DivQATTrainer(brevitas_trainer.Trainer):
         network: what is trained.
         settings: of DivQAT.
 
+    Attributes:
+        resumable: the file to resume from after an interruption; None while there is none.
+
     Raises:
         CheckpointError: if the checkpoint to resume from, or the reference, does not fit.
         ConfigError: if an output folder cannot be made, or the images do not fit the batch size.
@@ -74,12 +78,14 @@ class DivQATTrainer(brevitas_trainer.Trainer):
 
     def __init__(self, args: Namespace, network: Network, settings: Settings) -> None:
         self.network, self.settings = network, settings
-        self._package = self._read_resumed(args)
         diverging = settings.loss.weight > 0 and not args.evaluate
         reference = None
         if diverging:
             assert settings.reference is not None
             reference = checkpoints.load_reference(settings.reference, network)
+        self._objective = _objective(args.loss, settings.loss, reference)
+        self._package = self._read_resumed(args)
+        self.resumable: Path | None = Path(args.resume) if args.resume else None
         _check_data(network.config.get("MODEL", "DATASET"), args.datadir)
         _make_experiments_folder(args)
         # Under evaluation the constructor leaves out its own way of resuming a training, which
@@ -98,7 +104,7 @@ class DivQATTrainer(brevitas_trainer.Trainer):
         if not args.evaluate:
             self._check_last_batch()
         if reference is not None:
-            self._set_criterion(reference.to(self.device))
+            self._set_criterion(reference)
         if self._package is not None and not args.evaluate:
             self._resume(self._package)
 
@@ -121,20 +127,17 @@ class DivQATTrainer(brevitas_trainer.Trainer):
             return None
         path = Path(args.resume)
         package = checkpoints.read_package(path)
+        trains = not (args.evaluate or args.state_dict_to_pth)
+        if trains:
+            checkpoints.check_resumable(package, path)
         checkpoints.check_same_training(
             package,
             path,
             self.network,
             full_precision=self.settings.full_precision,
-            validation=None if args.evaluate else self.settings.validation,
+            validation=self.settings.validation if trains else None,
+            objective=self._objective if trains else None,
         )
-        if not args.evaluate and not args.state_dict_to_pth:
-            missing = {"optim_dict", "epoch", "best_val_acc"} - package.keys()
-            if missing:
-                raise CheckpointError(
-                    f"{path} lacks {sorted(missing)}, without which a training cannot go on: give "
-                    "a checkpoint.tar or best.tar of a training, or only --evaluate it"
-                )
         return package
 
     def load_checkpoint(self, model: nn.Module, checkpoint_path: str, strict: bool) -> nn.Module:
@@ -199,10 +202,17 @@ class DivQATTrainer(brevitas_trainer.Trainer):
             images, batch_size=batch, shuffle=False, num_workers=self.args.num_workers
         )
 
-    def _set_criterion(self, reference: nn.Module) -> None:
+    def _set_criterion(self, reference: checkpoints.Reference) -> None:
+        if not reference.verified:
+            self.logger.info(
+                f"--divqat_reference {self.settings.reference} is a bare state_dict, which does "
+                "not say what it is of: names and shapes fit, but that it is the full-precision "
+                "twin and not a quantized network cannot be verified"
+            )
         hinge = self.args.loss == "SqrHinge"
         kind = DivQATSqrHingeLoss if hinge else DivQATCrossEntropyLoss
-        self.criterion = kind(reference, self.settings.loss).to(self.device)
+        model = reference.model.to(self.device)
+        self.criterion = kind(model, self.settings.loss).to(self.device)
 
     def _resume(self, package: dict[str, Any]) -> None:
         """Take up a training after the epoch that a checkpoint was written in."""
@@ -218,6 +228,12 @@ class DivQATTrainer(brevitas_trainer.Trainer):
                 f"{self.args.resume} holds no state of --optim {self.args.optim} for this network: "
                 "give the optimizer and the network that it was trained with"
             )
+        rates = ", ".join(f"{group['lr']:g}" for group in self.optimizer.param_groups)
+        self.logger.info(
+            f"Going on after epoch {package['epoch']} with the optimizer's settings that the "
+            f"checkpoint holds: learning rate {rates}; --lr, --momentum and --weight_decay have no "
+            "effect"
+        )
         self.starting_epoch = package["epoch"] + 1
         self.best_val_acc = package["best_val_acc"]
         if self.scheduler is not None:
@@ -245,7 +261,7 @@ class DivQATTrainer(brevitas_trainer.Trainer):
         """Train, then export the best weights where that was asked for.
 
         Returns:
-            The path of ``best.tar``; None with ``--dry_run``.
+            The path of ``best.tar``, even if no epoch was left to train; None with ``--dry_run``.
         """
         if self._package is not None and "divqat" in self._package:
             checkpoints.restore_random_state(self._package["divqat"]["random"])
@@ -272,9 +288,8 @@ class DivQATTrainer(brevitas_trainer.Trainer):
             self.args = wanted
             if hook is not None:
                 hook.remove()
-        if wanted.export_qonnx or wanted.export_qcdq_onnx:
-            if best is not None:
-                self.model = self.load_checkpoint(self.model, best, strict=True)
+        if best is not None and (wanted.export_qonnx or wanted.export_qcdq_onnx):
+            self.model = self.load_checkpoint(self.model, best, strict=True)
             self.export()
         return best
 
@@ -289,7 +304,12 @@ class DivQATTrainer(brevitas_trainer.Trainer):
         return accuracy
 
     def checkpoint_best(self, epoch: int, name: str) -> None:
-        """Write ``checkpoint.tar``, which is always the last epoch's, and ``best.tar`` if due."""
+        """Write ``best.tar`` if due, and ``checkpoint.tar``, which is always the last epoch's.
+
+        In this order: whoever is interrupted in between resumes the epoch before, repeats this one
+        and writes the same ``best.tar``. The other way round, ``checkpoint.tar`` would hold an
+        accuracy of weights that were never written.
+        """
         model = self._plain_model()
         package = {
             "state_dict": model.state_dict(),
@@ -300,15 +320,17 @@ class DivQATTrainer(brevitas_trainer.Trainer):
                 "network": self.network.identity,
                 "full_precision": self.settings.full_precision,
                 "validation": self.settings.validation,
+                "objective": dict(self._objective),
                 "step": self.criterion.step if self._diverging() else 0,
                 "statistics": checkpoints.statistics(model),
                 "random": checkpoints.random_state(),
             },
         }
-        for file in dict.fromkeys((LATEST, name)):
+        for file in dict.fromkeys((name, LATEST)):
             path = Path(self.checkpoints_dir_path) / file
             self.logger.info(f"Saving checkpoint model to {path}")
             checkpoints.write_package(path, package)
+            self.resumable = path
 
     # Exporting
 
@@ -354,6 +376,23 @@ class DivQATTrainer(brevitas_trainer.Trainer):
         finally:
             part.unlink(missing_ok=True)
         self.logger.info(f"Exporting {onnx_type.upper()} to {path}")
+
+
+def _objective(
+    loss: str, config: LossConfig, reference: checkpoints.Reference | None
+) -> checkpoints.Objective:
+    """Return what a resumed training must agree with."""
+    shared: dict[str, str | float | None] = {"--loss": loss, "--divqat_alpha": config.weight}
+    if reference is None:
+        return shared
+    return shared | {
+        "--divqat_temperature": config.temperature,
+        "--divqat_direction": config.direction,
+        "--divqat_weighting": config.weighting,
+        "--divqat_cap": config.cap,
+        "--divqat_warmup_steps": config.warmup_steps,
+        "--divqat_reference": reference.digest,
+    }
 
 
 def _last_batch(images: int, batch: int) -> int:

@@ -8,11 +8,12 @@ nodes that make them, the *sources*. The sources of all branches of a join share
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from torch import fx, nn
 
-from brevitas_divqat.conversion.nodes import Kind, argument, kind_of, source_input
+from brevitas_divqat.conversion.nodes import Kind, argument, kind_of, relu_limit, source_input
 
 __all__ = ["LAYERS", "MOVERS", "Analysis", "Group"]
 
@@ -32,7 +33,8 @@ class Group:
 
     Attributes:
         sources: the nodes whose results it quantizes.
-        signed: whether one of them is not a rectifier.
+        signed: whether its quantizer is: one source is no rectifier, or they clip at unlike limits,
+            so that each rectifier keeps a quantizer of its own.
         module: name of the quantizer; empty until it is made.
         readers: the joined tensors, by the branch that is read.
     """
@@ -65,7 +67,9 @@ class Analysis:
         if rectify:
             other = (n for n in self.nodes if self.kinds[n] == "activation")
             self.kinds |= dict.fromkeys(other, "relu")
+        self._limits = {n: relu_limit(n, modules) or math.inf for n in self.nodes}
         self._behind = self._reached(forwards=True)
+        self._weighted = self._find_weighted(modules)
         self._before = self._reached(forwards=False)
         self._sources = self._find_sources()
         self._feeding = self._find_feeding()
@@ -76,9 +80,26 @@ class Analysis:
         """Tell whether no convolution or linear layer comes before a node."""
         return node not in self._behind
 
+    def is_of_pixels(self, node: fx.Node) -> bool:
+        """Tell whether a node computes something before the first weights, of whatever layer."""
+        return node not in self._weighted
+
     def is_last(self, node: fx.Node) -> bool:
         """Tell whether no convolution or linear layer comes behind a node."""
         return node not in self._before
+
+    def loses_clip(self, node: fx.Node) -> bool:
+        """Tell whether a rectifier clips where all it is joined with are rectifiers as well.
+
+        It would lose its limit in a quantizer that it shares with those that clip higher.
+        """
+        group = self.groups.get(node)
+        return (
+            group is not None
+            and group.signed
+            and math.isfinite(self._limits[node])
+            and all(self.kinds[source] == "relu" for source in group.sources)
+        )
 
     def feeds_last(self, node: fx.Node) -> bool:
         """Tell whether nothing but last layers, or none, come behind a node."""
@@ -104,6 +125,12 @@ class Analysis:
             return list(node.all_input_nodes)
         return [source_input(node)]
 
+    def reads_twice(self, node: fx.Node) -> bool:
+        """Tell whether a join reads one tensor more than once."""
+        read: list[fx.Node] = []
+        fx.map_arg((node.args, node.kwargs), read.append)
+        return any(read.count(part) > 1 for part in self.branches(node))
+
     def sources(self, node: fx.Node) -> tuple[fx.Node, ...]:
         """Return the nodes that make the values in a tensor, each once."""
         return self._sources[node]
@@ -126,6 +153,17 @@ class Analysis:
                 found.update(node.users if forwards else node.all_input_nodes)
         return found
 
+    def _find_weighted(self, modules: dict[str, nn.Module]) -> set[fx.Node]:
+        """Collect the layers that graph mode knows or keeps, and what comes behind them."""
+        found: set[fx.Node] = set()
+        for node in self.nodes:
+            kept = self.kinds[node] == "other" and node.op == "call_module"
+            if kept and any(True for _ in modules[str(node.target)].parameters()):
+                found.add(node)
+            if node in found or self.kinds[node] in LAYERS:
+                found |= {node, *node.users}
+        return found
+
     def _find_groups(self) -> dict[fx.Node, Group]:
         """Unite the sources of each join, and what these are united with already."""
         groups: dict[fx.Node, Group] = {}
@@ -138,7 +176,8 @@ class Analysis:
                     members |= dict.fromkeys(
                         groups[source].sources if source in groups else [source]
                     )
-            signed = any(self.kinds[source] != "relu" for source in members)
+            unlike = len({self._limits[source] for source in members}) > 1
+            signed = unlike or any(self.kinds[source] != "relu" for source in members)
             groups |= dict.fromkeys(members, Group(list(members), signed))
         return groups
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from brevitas_divqat.conversion.report import ConversionReport, Problem
 from brevitas_divqat.conversion.rewriting import rewrite
-from brevitas_divqat.conversion.tracing import shapes_of, trace
+from brevitas_divqat.conversion.tracing import has_hooks, shapes_of, trace
 from brevitas_divqat.errors import ConfigError
 from brevitas_divqat.export import check
 from brevitas_divqat.export.rules import SEVERITIES
@@ -22,6 +22,7 @@ __all__ = ["QuantizedGraph", "quantize"]
 
 MIN_BITS, MAX_BITS = 2, 8
 REPORT_KEY = "brevitas_divqat_report"
+LOST_HOOKS = "has hooks, which are lost"
 
 
 class QuantizedGraph(fx.GraphModule):
@@ -100,7 +101,7 @@ def quantize(
         )
     model = QuantizedGraph(traced, graph, type(float_model).__name__)
     _copy_modes(float_model, model)
-    problems += _left_out(float_model, model)
+    problems += _left_out(float_model, model, compared=example is not None)
     checked = example is not None and not _has_adaptive_pools(model)
     if example is not None and checked:
         problems += [Problem.of(f) for f in check(model, example) if f.severity == SEVERITIES[0]]
@@ -112,16 +113,23 @@ def quantize(
 def _inputs(example: Any) -> Tensor:
     """Return a small batch of an example, or of a shape, with values in [0, 1)."""
     if isinstance(example, Tensor):
-        if example.ndim < 2 or not len(example):
+        if example.ndim < 2 or not example.numel():
             raise ConfigError(
                 f"the example has shape {tuple(example.shape)}: give a batch of inputs, "
                 "(N, C, H, W), or the shape (C, H, W)"
             )
+        if not example.isfinite().all():
+            raise ConfigError("the example has NaN or infinite values: give numbers in [0, 1)")
         return example[:1].detach()
-    shape = tuple(example)[-3:]
-    if len(example) not in (3, 4) or not all(isinstance(n, int) and n > 0 for n in shape):
+    if not isinstance(example, tuple | list):
+        raise ConfigError(
+            f"the example is a {type(example).__name__}: give a tensor (N, C, H, W), or the shape "
+            "(C, H, W)"
+        )
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in example)
+    if len(example) not in (3, 4) or not whole:
         raise ConfigError(f"the example's shape is {example}: give (C, H, W) or (N, C, H, W)")
-    return torch.rand(1, *shape)
+    return torch.rand(1, *example[-3:])
 
 
 def _has_adaptive_pools(model: fx.GraphModule) -> bool:
@@ -143,8 +151,11 @@ def _copy_modes(original: nn.Module, model: nn.Module) -> None:
         module.training = modes[name]
 
 
-def _left_out(original: nn.Module, model: nn.Module) -> list[Problem]:
-    """Report layers with weights that evaluation does not call, and hooks, which are lost."""
+def _left_out(original: nn.Module, model: nn.Module, *, compared: bool) -> list[Problem]:
+    """Report layers with weights that evaluation does not call, and hooks, which are lost.
+
+    Hooks that change the scores are an error where these were ``compared``.
+    """
     kept = set(model.state_dict())
     owners = {name.rpartition(".")[0] for name in original.state_dict() if name not in kept}
     tops = sorted({name.split(".")[0] for name in owners if name})
@@ -157,12 +168,10 @@ def _left_out(original: nn.Module, model: nn.Module) -> list[Problem]:
         )
         for name in tops
     ]
-    hooked = [
-        name or "the model"
-        for name, module in original.named_modules()
-        if module._forward_hooks or module._forward_pre_hooks
-    ]
-    return lost + [
-        Problem(name, "has hooks, which are lost", "register them on the result", "costs area")
-        for name in hooked
-    ]
+    hooked = [name or "the model" for name, m in original.named_modules() if has_hooks(m)]
+    if compared:
+        why, remedy, severity = LOST_HOOKS, "register them on the result", "costs area"
+    else:
+        why = f"{LOST_HOOKS}, also those that change the network's function"
+        remedy, severity = "give an example, for which the scores are compared", "breaks FINN"
+    return lost + [Problem(name, why, remedy, severity) for name in hooked]  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,12 +15,16 @@ from torch import fx, nn
 from torchvision.ops import StochasticDepth
 
 __all__ = [
+    "OPERATORS",
     "Kind",
     "Pool",
     "argument",
+    "is_identity",
     "is_in_place",
     "kind_of",
     "label",
+    "may_alias",
+    "out_of_place",
     "pool_of",
     "relu_limit",
     "scope_of",
@@ -111,7 +116,29 @@ METHODS: dict[str, Kind] = {
 CLAMPS = (torch.clamp, torch.clip, torch.clamp_min, torch.clamp_min_)
 CLAMP_METHODS = ("clamp", "clamp_", "clip", "clip_", "clamp_min", "clamp_min_")
 NUMBERS = ("size", "dim", "ndimension", "numel")
-IN_PLACE = (F.relu_, torch.relu_, operator.iadd, F.leaky_relu_, torch.clamp_min_)
+OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
+    operator.imod: operator.mod,
+    operator.ipow: operator.pow,
+    operator.imatmul: operator.matmul,
+    operator.iand: operator.and_,
+    operator.ior: operator.or_,
+    operator.ixor: operator.xor,
+}
+"""Operators that change their left side, and those that do not."""
+IDENTITIES = (nn.Identity, nn.modules.dropout._DropoutNd, StochasticDepth)
+IDENTITY_FUNCTIONS = (
+    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout,
+)  # fmt: skip
+FRESH: tuple[Kind, ...] = (
+    "parameter", "number", "conv", "linear", "norm", "relu", "activation", "max_pool", "average",
+    "add", "cat", "affine", "softmax", "input",
+)  # fmt: skip
+"""Kinds of nodes whose result has memory of its own, if they do not work in place."""
 
 
 ARITHMETIC: tuple[Callable[..., Any], ...] = (
@@ -232,11 +259,80 @@ def _limit(high: float | None) -> float | None:
 
 def is_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Tell whether a call changes its first argument."""
+    if node.op in ("placeholder", "get_attr", "output") or _is_number(node):
+        return False
     if node.op == "call_module":
         return bool(getattr(modules[str(node.target)], "inplace", False))
     if node.op == "call_method":
-        return str(node.target).endswith("_") and not str(node.target).endswith("__")
-    return bool(node.kwargs.get("inplace", False)) or node.target in IN_PLACE
+        return _ends_in_place(str(node.target))
+    if _is_operator(node):
+        return node.target in OPERATORS
+    return _ends_in_place(getattr(node.target, "__name__", "")) or bool(_in_place_option(node))
+
+
+def _is_operator(node: fx.Node) -> bool:
+    """Tell ``operator.and_`` and its kin, whose names do not mean that they work in place."""
+    return getattr(node.target, "__module__", "") == "_operator"
+
+
+def _ends_in_place(name: str) -> bool:
+    return name.endswith("_") and not name.endswith("__")
+
+
+def _in_place_option(node: fx.Node) -> Any:
+    """Return the argument ``inplace`` of a function, which may stand at its position."""
+    if "inplace" in node.kwargs:
+        return node.kwargs["inplace"]
+    try:
+        bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # written in C: none of these has the option
+        return False
+    return bound.arguments.get("inplace", False)
+
+
+def out_of_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Make a call that changes its first argument one that does not; tell whether there is one."""
+    if node.op == "call_module":
+        module: Any = modules[str(node.target)]
+        module.inplace = False
+        return True
+    if node.op == "call_method":
+        node.target = str(node.target).removesuffix("_")
+        return hasattr(torch.Tensor, node.target)
+    if node.target in OPERATORS:
+        node.target = OPERATORS[node.target]
+        return True
+    if _in_place_option(node):
+        names = list(inspect.signature(node.target).parameters)  # type: ignore[arg-type]
+        node.args = tuple(
+            False if name == "inplace" else value
+            for name, value in zip(names, node.args, strict=False)
+        )
+        node.kwargs = {k: v for k, v in node.kwargs.items() if k != "inplace"}
+        return True
+    name = str(getattr(node.target, "__name__", "")).removesuffix("_")
+    found = getattr(F, name, None) or getattr(torch, name, None)
+    if found is None:
+        return False
+    node.target = found
+    return True
+
+
+def is_identity(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Tell whether evaluation returns the very tensor that a node reads."""
+    if node.op == "call_module":
+        return isinstance(modules[str(node.target)], IDENTITIES)
+    return node.op == "call_function" and node.target in IDENTITY_FUNCTIONS
+
+
+def may_alias(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Tell whether a node's result may lie in the memory of what it reads: if in doubt, yes."""
+    if is_in_place(node, modules) or is_identity(node, modules):
+        return True
+    kind = kind_of(node, modules)
+    if kind == "other":
+        return node.op != "call_module" and not _is_operator(node)
+    return kind not in FRESH
 
 
 @dataclass(frozen=True)

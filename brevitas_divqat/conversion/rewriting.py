@@ -217,14 +217,10 @@ class _Rewriting:
                 )
             )
 
-    def _is_of_pixels(self, node: fx.Node) -> bool:
-        """Tell whether a node computes something before the first layer."""
-        return self._plan.is_first(node) and self._plan.kinds[node] not in LAYERS
-
     # --- activations ---------------------------------------------------------------------------
 
     def _activation_bits(self, node: fx.Node) -> int:
-        if self._is_of_pixels(node):
+        if self._plan.is_of_pixels(node):
             return INPUT_BITS
         return self._precision.edge if self._plan.is_last(node) else self._precision.activation
 
@@ -239,11 +235,21 @@ class _Rewriting:
             self.changes.append(Change(label(node), self._was(node), became, bits))
         else:
             name = self._relu_name(node)
-            limits = {relu_limit(n, self._modules) for n in (shared.sources if shared else [node])}
-            self._add(name, _rectifier(limits, bits))
+            self._add(name, _rectifier(relu_limit(node, self._modules), bits))
             self.changes.append(Change(name, self._was(node), "QuantReLU", bits))
         if shared:
             shared.module = name
+        if self._plan.loses_clip(node):
+            limit = relu_limit(node, self._modules)
+            self.problems.append(
+                Problem(
+                    label(node),
+                    f"clips at {limit:g}, other than what it is joined with: it keeps a quantizer "
+                    "of its own, and the join adds a second, signed one",
+                    "use one kind of activation in all branches of an addition or torch.cat",
+                    "costs area",
+                )
+            )
         self._levels[node] = _Levels(name, False, bits)
         return self._call(name, self._made[self._plan.branches(node)[0]])
 
@@ -267,7 +273,7 @@ class _Rewriting:
         base = str(node.target).rpartition(".")[2] if node.op == "call_module" else node.name
         name = self._name_beside(node, f"{base}_act")
         inner = self._precision.activation if group is None else self._join_bits
-        bits = INPUT_BITS if self._is_of_pixels(node) else inner
+        bits = INPUT_BITS if self._plan.is_of_pixels(node) else inner
         bits = self._precision.edge if self._plan.is_last(node) else bits
         self._add(name, qnn.QuantIdentity(act_quant=Int8ActPerTensorFloat, bit_width=bits))
         became = "signed QuantIdentity"
@@ -275,7 +281,7 @@ class _Rewriting:
             group.module = name
             became += f", shared by {len(group.sources)} branches"
         self.changes.append(Change(name, "", became, bits))
-        if self._is_of_pixels(node) and self._plan.kinds[node] != "input":
+        if self._plan.is_of_pixels(node) and self._plan.kinds[node] != "input":
             self.problems.append(
                 Problem(
                     label(node),
@@ -297,6 +303,14 @@ class _Rewriting:
     def _join(self, node: fx.Node) -> fx.Node:
         """Copy a join; branches that hold another quantizer's integers are quantized again."""
         branches = self._plan.branches(node)
+        if self._plan.reads_twice(node):
+            self.problems.append(
+                Problem(
+                    label(node),
+                    f"{self._was(node)} reads one tensor twice, for which export makes no graph",
+                    "multiply by 2, or let a convolution make twice the channels",
+                )
+            )
         group = self._plan.groups[next(s for part in branches for s in self._plan.sources(part))]
         instead = {}
         for part in dict.fromkeys(branches):
@@ -454,9 +468,8 @@ def _quantized(old: nn.Module, bits: int, by_channel: bool) -> nn.Module:
     return new
 
 
-def _rectifier(limits: set[float | None], bits: int) -> nn.Module:
-    """Return a ``QuantReLU``; of shared ones with several limits the greatest counts."""
-    limit = max(math.inf if limit is None else limit for limit in limits)
-    if math.isinf(limit):
+def _rectifier(limit: float | None, bits: int) -> nn.Module:
+    """Return a ``QuantReLU`` whose scale starts at most at the limit; None for no limit."""
+    if limit is None or math.isinf(limit):
         return qnn.QuantReLU(act_quant=quant.Uint8ActPerTensorFloat, bit_width=bits)
     return qnn.QuantReLU(act_quant=Uint8ClippedActPerTensorFloat, bit_width=bits, limit=limit)

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from brevitas_divqat.bnn_pynq import DivQATTrainer
+from brevitas_divqat.bnn_pynq import DivQATTrainer, checkpoints, train
 from brevitas_divqat.bnn_pynq.arguments import help_text, parse
 from brevitas_divqat.bnn_pynq.train import main
 
@@ -32,12 +34,23 @@ def test_flags_of_both_groups_may_be_mixed() -> None:
     assert settings.reference == Path("twin.tar")
 
 
-def test_help_shows_both_groups(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 0
+@pytest.mark.parametrize("flag", ["--help", "-h", "--hel"])
+def test_help_shows_both_groups(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([flag]) == 0
     shown = capsys.readouterr().out
     assert "--state_dict_to_pth" in shown
     assert "--divqat_reference" in shown
     assert shown.strip() == help_text().strip()
+
+
+def test_the_module_runs_as_a_program(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--batch_size", "0"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(train.__file__), run_name="__main__")
+    assert stop.value.code == 2
+    assert "--batch_size is 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -73,6 +86,12 @@ def test_help_shows_both_groups(capsys: pytest.CaptureFixture[str]) -> None:
         ("--gpus 99", "--gpus is '99'"),
         ("--dry_run --state_dict_to_pth", "--dry_run"),
         ("--divqat_float --export_qonnx", "no quantizers"),
+        ("--dry_run --export_qonnx", "which --dry_run does not keep"),
+        ("--epochs 0 --export_qonnx", "--epochs is 0"),
+        ("--epochs -1", "--epochs is -1"),
+        (f"--random_seed {2**64}", "--random_seed is 18446744073709551616"),
+        ("--divqat_alpha 0 --divqat_reference none.tar", "none.tar: No such file"),
+        ("--divqat_alpha 0.1 --divqat_direction p||q --divqat_reference x", "no cap"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -124,6 +143,18 @@ def test_a_user_s_own_description_is_trained(
     assert len(list(experiments.glob("Mine_3W3A_*/onnx/mine-qonnx-*.onnx"))) == 1
 
 
+@pytest.mark.parametrize("seed", [2**64 - 1, -(2**63)])
+def test_every_seed_of_torch_is_taken(seed: int, flags: list[str]) -> None:
+    text = f"--network TFC_1W1A --epochs 1 --dry_run --random_seed {seed}"
+    assert main([*flags, *text.split()]) == 0
+
+
+def test_no_epochs_train_nothing(flags: list[str], tmp_path: Path) -> None:
+    assert main([*flags, "--network", "TFC_1W1A", "--epochs", "0"]) == 0
+    (run,) = (tmp_path / "experiments").iterdir()
+    assert list((run / "checkpoints").iterdir()) == []
+
+
 def test_an_interruption_is_one_line(
     flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,4 +163,25 @@ def test_an_interruption_is_one_line(
 
     monkeypatch.setattr(DivQATTrainer, "train_model", interrupted)
     assert main([*flags, "--network", "TFC_1W1A"]) == 130
-    assert capsys.readouterr().err.count("\n") == 1
+    # Nothing is written yet that a training could go on from.
+    assert capsys.readouterr().err == "divqat-bnn-pynq-train: interrupted\n"
+
+
+def test_an_interruption_names_the_file_to_resume(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        write = checkpoints.write_package
+
+        def interrupted(path: Path, package: dict[str, Any]) -> None:
+            if package["epoch"] == 2:
+                raise KeyboardInterrupt
+            write(path, package)
+
+        patch.setattr(checkpoints, "write_package", interrupted)
+        assert main([*flags, "--network", "TFC_1W1A"]) == 130
+    shown = capsys.readouterr().err
+    (latest,) = (tmp_path / "experiments").glob("*/checkpoints/checkpoint.tar")
+    assert shown == f"divqat-bnn-pynq-train: interrupted; go on with --resume {latest}\n"
+    text = f"--network TFC_1W1A --epochs 2 --resume {latest}"
+    assert main([*flags, *text.split()]) == 0

@@ -97,6 +97,8 @@ def test_a_user_s_own_network_is_built(description: str, tmp_path: Path) -> None
         ("NUM_CLASSES: 10", "NUM_CLASSES: 2", "NUM_CLASSES is '2'"),
         ("[16]", "16", "OUT_FEATURES is '16'"),
         ("WEIGHT_BIT_WIDTH: 3", "WEIGHT_BIT_WIDTH: 0", "WEIGHT_BIT_WIDTH is '0'"),
+        ("WEIGHT_BIT_WIDTH: 3", "WEIGHT_BIT_WIDTH: 33", "at most 32"),
+        ("NUM_CLASSES: 10", "NUM_CLASSES: 10%", "NUM_CLASSES is '10%'"),
         ("ACT_BIT_WIDTH: 3", "", "ACT_BIT_WIDTH is missing"),
         ("[MODEL]", "MODEL", "no .ini file"),
     ],
@@ -110,6 +112,15 @@ def test_a_description_that_is_none_is_refused(
         read_network(str(path))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_comment_in_a_description_changes_nothing(description: str, tmp_path: Path) -> None:
+    plain, remarked = tmp_path / "plain.ini", tmp_path / "remarked.ini"
+    plain.write_text(description)
+    remarked.write_text(description.replace("[16]", "[ 16 ]  # 5%"))
+    one, other = read_network(str(plain)), read_network(str(remarked))
+    assert one.identity == other.identity
+    assert other.build().eval()(images("FC")).shape == (2, 10)
 
 
 def test_an_unknown_network_is_refused_with_the_names() -> None:

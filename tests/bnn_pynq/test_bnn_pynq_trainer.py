@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from brevitas_divqat.bnn_pynq import DivQATTrainer, float_twin, read_network
+from brevitas_divqat.bnn_pynq import DivQATTrainer, checkpoints, float_twin, read_network
 from brevitas_divqat.bnn_pynq.train import launch
 from brevitas_divqat.errors import CheckpointError, ConfigError
 
@@ -105,6 +105,107 @@ def test_a_resumed_divqat_training_equals_the_uninterrupted_one(ours: Runner) ->
         whole["state_dict"]["features.2.weight"], plain["state_dict"]["features.2.weight"]
     )
     assert twin.read_bytes() == before
+
+
+def test_a_training_killed_between_two_writes_keeps_its_best_weights(
+    ours: Runner, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The second epoch, whose writes are interrupted, is the best one.
+    monkeypatch.setattr(DivQATTrainer, "eval_model", lambda self, epoch: 5.0 - (epoch - 2) ** 2)
+    text = "--network TFC_1W1A --epochs 3"
+    expected = ours(text)
+    write = checkpoints.write_package
+    written: list[str] = []
+
+    def killed(path: Path, package: dict[str, Any]) -> None:
+        if package["epoch"] == 2 and len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        write(path, package)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write_package", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ours(text)
+    (latest,) = set(expected.parent.glob("*/checkpoints/checkpoint.tar")) - {
+        expected / "checkpoints" / "checkpoint.tar"
+    }
+    launch([*flags, *f"{text} --resume {latest}".split()])
+    got = latest.parents[1]
+    assert package(got, "best.tar")["epoch"] == 2
+    for name in ("best.tar", "checkpoint.tar"):
+        assert_same(package(got, name), package(expected, name))
+
+
+@pytest.mark.parametrize(
+    ("then", "message"),
+    [
+        ("", r"--divqat_alpha 0\.3, got 0\.0"),
+        ("--divqat_alpha 0.2 --divqat_reference {twin}", r"--divqat_alpha 0\.3, got 0\.2"),
+        (
+            "--divqat_alpha 0.3 --divqat_warmup_steps 8 --divqat_reference {twin} "
+            "--loss CrossEntropy",
+            "--loss SqrHinge, got CrossEntropy",
+        ),
+        ("--divqat_alpha 0.3 --divqat_reference {twin}", "--divqat_warmup_steps 8, got 0"),
+        (
+            "--divqat_alpha 0.3 --divqat_warmup_steps 8 --divqat_cap 3 --divqat_reference {twin}",
+            r"--divqat_cap None, got 3\.0",
+        ),
+        (
+            "--divqat_alpha 0.3 --divqat_warmup_steps 8 --divqat_reference {other}",
+            "--divqat_reference the SHA-256 [0-9a-f]{64}, got [0-9a-f]{64}",
+        ),
+    ],
+)
+def test_another_objective_is_refused(
+    then: str, message: str, ours: Runner, flags: list[str], tmp_path: Path
+) -> None:
+    twin = ours("--network TFC_2W2A --epochs 1 --divqat_float") / "checkpoints" / "best.tar"
+    other = tmp_path / "other.pth"
+    torch.save(float_twin(read_network("TFC_2W2A").config).state_dict(), other)
+    text = "--network TFC_2W2A --epochs 1 --divqat_alpha 0.3 --divqat_warmup_steps 8"
+    latest = ours(f"{text} --divqat_reference {twin}") / "checkpoints" / "checkpoint.tar"
+    before = latest.read_bytes()
+    given = f"--network TFC_2W2A {then.format(twin=twin, other=other)} --resume {latest}"
+    with pytest.raises(CheckpointError, match=message):
+        launch([*flags, *given.split()])
+    assert latest.read_bytes() == before
+    # What trains nothing needs no reference.
+    launch([*flags, *f"--network TFC_2W2A --evaluate --resume {latest}".split()])
+
+
+def test_defaults_that_are_spelt_out_are_the_same_objective(
+    ours: Runner, flags: list[str], tmp_path: Path
+) -> None:
+    twin = ours("--network TFC_2W2A --epochs 1 --divqat_float") / "checkpoints" / "best.tar"
+    shared = f"--network TFC_2W2A --divqat_alpha 0.3 --divqat_reference {twin}"
+    latest = ours(f"{shared} --epochs 1") / "checkpoints" / "checkpoint.tar"
+    spelt = f"{shared} --epochs 2 --divqat_preset F3 --divqat_temperature 4 --resume {latest}"
+    assert launch([*flags, *spelt.split()]).starting_epoch == 2
+
+
+def test_a_checkpoint_that_does_not_tell_its_objective_is_resumed(
+    ours: Runner, flags: list[str]
+) -> None:
+    run = ours("--network TFC_1W1A --epochs 1")
+    older = package(run)
+    del older["divqat"]["objective"]
+    latest = run / "checkpoints" / "checkpoint.tar"
+    torch.save(older, latest)
+    text = f"--network TFC_1W1A --epochs 2 --loss CrossEntropy --resume {latest}"
+    assert launch([*flags, *text.split()]).starting_epoch == 2
+    assert package(run)["divqat"]["objective"]["--loss"] == "CrossEntropy"
+
+
+def test_the_learning_rate_of_the_checkpoint_is_kept_and_told(
+    ours: Runner, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    latest = ours("--network TFC_1W1A --epochs 1 --lr 0.125") / "checkpoints" / "checkpoint.tar"
+    text = f"--network TFC_1W1A --epochs 2 --lr 0.5 --resume {latest}"
+    trainer = launch([*flags, *text.split()])
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.125
+    assert "learning rate 0.125; --lr, --momentum" in capsys.readouterr().out
 
 
 def test_brevitas_evaluates_our_checkpoints(ours: Runner, flags: list[str]) -> None:
@@ -252,6 +353,18 @@ def test_a_reference_that_does_not_fit_is_refused(
         launch([*flags, *text.split()])
 
 
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_reference_that_cannot_be_verified_is_told(
+    bare: bool, ours: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twin = ours("--network TFC_2W2A --epochs 1 --divqat_float") / "checkpoints" / "best.tar"
+    if bare:
+        torch.save(read_network("TFC_2W2A").build().state_dict(), tmp_path / "quantized.pth")
+        twin = tmp_path / "quantized.pth"
+    ours(f"--network TFC_2W2A --epochs 1 --divqat_alpha 0.04 --divqat_reference {twin}")
+    assert ("cannot be verified" in capsys.readouterr().out) is bare
+
+
 def test_a_reference_of_other_classes_is_refused(flags: list[str], tmp_path: Path) -> None:
     config = read_network("TFC_2W2A").config
     config.set("MODEL", "NUM_CLASSES", "12")
@@ -260,6 +373,53 @@ def test_a_reference_of_other_classes_is_refused(flags: list[str], tmp_path: Pat
     text = f"--network TFC_2W2A --divqat_alpha 0.04 --divqat_reference {path}"
     with pytest.raises(CheckpointError, match=r"twin\.pth"):
         launch([*flags, *text.split()])
+
+
+def with_own(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return what changes entries of a checkpoint's entry ``divqat``."""
+    return lambda content: content | {"divqat": content["divqat"] | changes}
+
+
+DAMAGES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "epoch": lambda content: content | {"epoch": "x"},
+    "epoch below 1": lambda content: content | {"epoch": -5},
+    "best_val_acc": lambda content: content | {"best_val_acc": float("nan")},
+    "divqat: None": lambda content: content | {"divqat": None},
+    "divqat: {}": lambda content: content | {"divqat": {}},
+    "divqat: [1]": lambda content: content | {"divqat": [1]},
+    "network": with_own(network={"ARCH": 1}),
+    "objective": with_own(objective=None),
+    "no step": lambda content: (
+        content | {"divqat": {k: v for k, v in content["divqat"].items() if k != "step"}}
+    ),
+    "random": with_own(random={}),
+    "random: torch": with_own(random={"python": (3, (1,), None), "torch": 1, "cuda": []}),
+    "statistics": with_own(statistics={"nope": (1, torch.zeros(1), torch.zeros(1))}),
+    "statistics: None": with_own(statistics={"features.2": None}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_refused(
+    damage: str, ours: Runner, flags: list[str], tmp_path: Path
+) -> None:
+    latest = ours("--network TFC_1W1A --epochs 1") / "checkpoints" / "checkpoint.tar"
+    path = tmp_path / "checkpoints" / "damaged.tar"
+    path.parent.mkdir()
+    torch.save(DAMAGES[damage](torch.load(latest, weights_only=True)), path)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        launch([*flags, *f"--network TFC_1W1A --epochs 2 --resume {path}".split()])
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_that_was_cut_off_is_damaged(ours: Runner, tmp_path: Path) -> None:
+    latest = ours("--network TFC_1W1A --epochs 1") / "checkpoints" / "checkpoint.tar"
+    content = latest.read_bytes()
+    path = tmp_path / "cut.tar"
+    for size in (0, 1, 100, 5000, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:size])
+        with pytest.raises(CheckpointError, match="is damaged"):
+            checkpoints.read_package(path)
 
 
 def test_images_left_alone_are_evaluated(ours: Runner, flags: list[str]) -> None:

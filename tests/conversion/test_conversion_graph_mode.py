@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -597,18 +598,15 @@ class TwoInputs(nn.Module):
         return self.conv(x) + y
 
 
-class Changing(nn.Module):
-    """Reads a tensor again that it has changed in place; torch.fx does not see the change."""
+class Noisy(nn.Module):
+    """Draws a number in each call, which torch.fx notes once."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 16)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x).flatten(1)
-        y = x
-        y += x.abs() + 1
-        return y * x
+        return self.conv(x) * torch.rand(1)
 
 
 class Listed(nn.Module):
@@ -623,7 +621,18 @@ class Listed(nn.Module):
 BAD: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "control flow": (Controlled, {}, r"cannot trace inner \("),
     "two inputs": (TwoInputs, {}, r"2 inputs \(x, y\)"),
-    "in place": (Changing, {"example": SHAPE}, "in place"),
+    "noise": (Noisy, {"example": SHAPE}, "draws random numbers"),
+    "itself a layer": (lambda: nn.Conv2d(3, 4, 3), {}, r"itself a Conv2d: give nn.Sequential"),
+    "compiled inside": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), torch.jit.script(nn.ReLU())),
+        {},
+        "1 is compiled",
+    ),
+    "number": (Residual, {"example": 5}, r"the example is a int: give a tensor"),
+    "NaN": (Residual, {"example": torch.full((1, *SHAPE), math.nan)}, "NaN or infinite"),
+    "empty batch": (Residual, {"example": (0, *SHAPE)}, r"shape is \(0, 3, 16, 16\)"),
+    "empty images": (Residual, {"example": torch.zeros(1, 3, 0, 16)}, r"shape \(1, 3, 0, 16\)"),
+    "truth": (Residual, {"example": (True, 16, 16)}, r"shape is \(True, 16, 16\)"),
     "several results": (Listed, {}, "returns a"),
     "nothing to quantize": (nn.ReLU, {}, "no nn.Conv2d or nn.Linear"),
     "quantized": (lambda: quantize(Residual()), {}, "input_act is quantized already|quantized alr"),
