@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from brevitas_divqat.bnn_pynq.networks import Network, plain
 from brevitas_divqat.errors import CheckpointError
 from brevitas_divqat.files import write_bytes
+from brevitas_divqat.inspection import collecting
 from brevitas_divqat.seeding import seeded
 
 __all__ = [
@@ -329,8 +330,7 @@ def statistics(model: nn.Module) -> dict[str, tuple[int, Tensor, Tensor]]:
     """
     return {
         name: (module.counter, module.buffer.clone(), module.value.detach().clone())
-        for name, module in model.named_modules()
-        if hasattr(module, "collect_stats_steps") and module.counter <= module.collect_stats_steps
+        for name, module in collecting(model)
     }
 
 

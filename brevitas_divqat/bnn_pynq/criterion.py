@@ -10,6 +10,7 @@ from brevitas_examples.bnn_pynq.models.losses import SqrHingeLoss  # type: ignor
 from torch import Tensor, nn
 
 from brevitas_divqat.loss import LossConfig, divergence
+from brevitas_divqat.loss.functional import subtract
 
 __all__ = ["DivQATCrossEntropyLoss", "DivQATSqrHingeLoss"]
 
@@ -80,8 +81,7 @@ class _Diverging(nn.Module):
             cap=self.config.cap,
         )
         self.last = far.detach()
-        base_weight = 1.0 if self.config.weighting == "additive" else 1.0 - alpha
-        return base_weight * base - alpha * far
+        return subtract(base, far, alpha, self.config.weighting).loss  # type: ignore[arg-type]
 
 
 class DivQATCrossEntropyLoss(_Diverging, nn.CrossEntropyLoss):

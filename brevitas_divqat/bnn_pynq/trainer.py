@@ -23,6 +23,7 @@ from brevitas_divqat.bnn_pynq.arguments import Settings
 from brevitas_divqat.bnn_pynq.criterion import DivQATCrossEntropyLoss, DivQATSqrHingeLoss
 from brevitas_divqat.bnn_pynq.networks import Network
 from brevitas_divqat.errors import CheckpointError, ConfigError, DataError, ExportError
+from brevitas_divqat.inspection import unwrapped
 from brevitas_divqat.loss import LossConfig
 from brevitas_divqat.seeding import generator
 
@@ -245,7 +246,7 @@ class DivQATTrainer(brevitas_trainer.Trainer):
                 "the training goes on, but not with the images in the order they would have had"
             )
             return
-        checkpoints.restore_statistics(self._plain_model(), own["statistics"])
+        checkpoints.restore_statistics(unwrapped(self.model), own["statistics"])
         if self._diverging():
             self.criterion.step = own["step"]
 
@@ -253,9 +254,6 @@ class DivQATTrainer(brevitas_trainer.Trainer):
 
     def _diverging(self) -> bool:
         return isinstance(self.criterion, (DivQATSqrHingeLoss, DivQATCrossEntropyLoss))
-
-    def _plain_model(self) -> nn.Module:
-        return self.model.module if isinstance(self.model, nn.DataParallel) else self.model
 
     def train_model(self) -> str | None:
         """Train, then export the best weights where that was asked for.
@@ -310,7 +308,7 @@ class DivQATTrainer(brevitas_trainer.Trainer):
         and writes the same ``best.tar``. The other way round, ``checkpoint.tar`` would hold an
         accuracy of weights that were never written.
         """
-        model = self._plain_model()
+        model = unwrapped(self.model)
         package = {
             "state_dict": model.state_dict(),
             "optim_dict": self.optimizer.state_dict(),
@@ -356,7 +354,7 @@ class DivQATTrainer(brevitas_trainer.Trainer):
         from brevitas.export import export_onnx_qcdq, export_qonnx
 
         write = {"qonnx": export_qonnx, "qcdq": export_onnx_qcdq}[onnx_type]
-        model = copy.deepcopy(self._plain_model()).cpu().eval()
+        model = copy.deepcopy(unwrapped(self.model)).cpu().eval()
         image = self.test_loader.dataset[0][0].unsqueeze(0)
         name = self._name().lower()
         folder = Path(self.output_onnx_path)

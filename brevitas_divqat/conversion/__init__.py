@@ -4,18 +4,12 @@
 from __future__ import annotations
 
 from brevitas_divqat.conversion.graph_mode import QuantizedGraph, quantize
-from brevitas_divqat.conversion.quantizers import (
-    Int8ActPerTensorFloat,
-    Uint8ClippedActPerTensorFloat,
-)
 from brevitas_divqat.conversion.report import Change, ConversionReport, Problem
 
 __all__ = [
     "Change",
     "ConversionReport",
-    "Int8ActPerTensorFloat",
     "Problem",
     "QuantizedGraph",
-    "Uint8ClippedActPerTensorFloat",
     "quantize",
 ]

@@ -17,10 +17,6 @@ from torch import fx, nn
 from brevitas_divqat import quant
 from brevitas_divqat.conversion.analysis import LAYERS, MOVERS, Analysis, Group
 from brevitas_divqat.conversion.nodes import Pool, label, pool_of, relu_limit, scope_of
-from brevitas_divqat.conversion.quantizers import (
-    Int8ActPerTensorFloat,
-    Uint8ClippedActPerTensorFloat,
-)
 from brevitas_divqat.conversion.report import Change, Problem
 from brevitas_divqat.conversion.tracing import fresh_name
 from brevitas_divqat.models import Precision
@@ -275,7 +271,7 @@ class _Rewriting:
         inner = self._precision.activation if group is None else self._join_bits
         bits = INPUT_BITS if self._plan.is_of_pixels(node) else inner
         bits = self._precision.edge if self._plan.is_last(node) else bits
-        self._add(name, qnn.QuantIdentity(act_quant=Int8ActPerTensorFloat, bit_width=bits))
+        self._add(name, qnn.QuantIdentity(act_quant=quant.Int8ActPerTensorFloat, bit_width=bits))
         became = "signed QuantIdentity"
         if group is not None:
             group.module = name
@@ -416,7 +412,7 @@ class _Rewriting:
         if self._hand_on_metadata(node):
             return self._made[node]
         levels = self._levels[node]
-        act_quant = Int8ActPerTensorFloat if levels.signed else quant.Uint8ActPerTensorFloat
+        act_quant = quant.Int8ActPerTensorFloat if levels.signed else quant.Uint8ActPerTensorFloat
         module = qnn.QuantIdentity(
             act_quant=act_quant, bit_width=levels.bits, return_quant_tensor=True
         )
@@ -472,4 +468,4 @@ def _rectifier(limit: float | None, bits: int) -> nn.Module:
     """Return a ``QuantReLU`` whose scale starts at most at the limit; None for no limit."""
     if limit is None or math.isinf(limit):
         return qnn.QuantReLU(act_quant=quant.Uint8ActPerTensorFloat, bit_width=bits)
-    return qnn.QuantReLU(act_quant=Uint8ClippedActPerTensorFloat, bit_width=bits, limit=limit)
+    return qnn.QuantReLU(act_quant=quant.Uint8ClippedActPerTensorFloat, bit_width=bits, limit=limit)

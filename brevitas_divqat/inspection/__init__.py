@@ -8,6 +8,7 @@ from brevitas_divqat.inspection.injectors import SwallowedKeyword
 from brevitas_divqat.inspection.keywords import recorded_keywords, strict_keywords
 from brevitas_divqat.inspection.layer_summary import Summary, summary
 from brevitas_divqat.inspection.rows import LayerSummary
+from brevitas_divqat.inspection.statistics import collecting
 from brevitas_divqat.inspection.tracing import copied
 from brevitas_divqat.inspection.wrappers import unwrapped
 
@@ -16,6 +17,7 @@ __all__ = [
     "Summary",
     "SummaryWarning",
     "SwallowedKeyword",
+    "collecting",
     "copied",
     "recorded_keywords",
     "strict_keywords",

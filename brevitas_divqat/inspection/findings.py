@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
@@ -14,6 +14,7 @@ from brevitas_divqat.inspection.injectors import SwallowedKeyword, bits_origin, 
 from brevitas_divqat.inspection.keywords import recorded_of
 from brevitas_divqat.inspection.rows import LayerSummary
 from brevitas_divqat.inspection.sources import swallowed_in_sources
+from brevitas_divqat.inspection.statistics import collecting
 from brevitas_divqat.inspection.tracing import OUTPUT_QUANTIZERS, Visit, recurrent_layers
 
 __all__ = ["SummaryWarning", "warnings_of"]
@@ -213,16 +214,15 @@ def _remedy_of_output(visit: Visit) -> str:
 def _collecting_warnings(visits: list[Visit]) -> Iterator[SummaryWarning]:
     reported: set[int] = set()
     for visit in visits:
-        for module in visit.layer.modules():
-            steps: Any = getattr(module, "collect_stats_steps", None)
-            if steps is None or module.counter > steps or id(module) in reported:
+        for _, module in collecting(visit.layer):
+            if id(module) in reported:
                 continue
             reported.add(id(module))
             yield SummaryWarning(
                 "collecting statistics",
                 visit.name,
                 "the activation scale follows statistics of the training batches, "
-                f"{module.counter} of {steps} steps so far",
+                f"{module.counter} of {module.collect_stats_steps} steps so far",
                 "brevitas_divqat.training.calibrate sets it at once, or train on",
             )
             break  # a zero-point of the same quantizer collects as many

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from brevitas_divqat.quant.activations import (
     INPUT_SCALE,
+    Int8ActPerTensorFloat,
     SignedBinaryActPerTensorConst,
     Uint2ActPerTensorFloat,
     Uint3ActPerTensorFloat,
     Uint4ActPerTensorFloat,
     Uint8ActPerTensorFloat,
+    Uint8ClippedActPerTensorFloat,
     Uint8InputPerTensorConst,
 )
 from brevitas_divqat.quant.weights import (
@@ -33,6 +35,7 @@ __all__ = [
     "Int3WeightPerTensorFloat",
     "Int4WeightPerChannelFloat",
     "Int4WeightPerTensorFloat",
+    "Int8ActPerTensorFloat",
     "Int8WeightPerChannelFloat",
     "Int8WeightPerTensorFloat",
     "SignedBinaryActPerTensorConst",
@@ -42,5 +45,6 @@ __all__ = [
     "Uint3ActPerTensorFloat",
     "Uint4ActPerTensorFloat",
     "Uint8ActPerTensorFloat",
+    "Uint8ClippedActPerTensorFloat",
     "Uint8InputPerTensorConst",
 ]

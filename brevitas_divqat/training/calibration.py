@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from brevitas_divqat.inspection import collecting
 from brevitas_divqat.quant import INPUT_SCALE
 
 __all__ = ["calibrate", "to_input", "uncalibrated"]
@@ -47,8 +48,4 @@ def uncalibrated(model: nn.Module) -> list[str]:
 
     Until then Brevitas collects statistics of the training batches, 300 of them by default.
     """
-    return [
-        name
-        for name, module in model.named_modules()
-        if hasattr(module, "collect_stats_steps") and module.counter <= module.collect_stats_steps
-    ]
+    return [name for name, _ in collecting(model)]
