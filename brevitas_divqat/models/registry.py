@@ -141,7 +141,7 @@ def check_model(name: str, width: float) -> None:
 
 def check_precision(name: str, precision: Precision) -> None:
     """Raise ConfigError if a registered network needs more bits."""
-    least = LEAST_BITS[name]
+    least = LEAST_BITS.get(name, ANY_BITS)
     for place, option in (("weight", "bits"), ("activation", "act_bits")):
         bits, fewest = getattr(precision, place), getattr(least, place)
         if bits < fewest:
