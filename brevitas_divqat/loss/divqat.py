@@ -50,8 +50,8 @@ class DivQATLoss(nn.Module):
     """Cross-entropy minus alpha times the divergence from the full-precision original.
 
     The reference is copied, put in evaluation mode and frozen: neither it nor the caller's model
-    changes, and it is no part of this module's parameters or ``state_dict`` (which is empty, or
-    with a warm-up holds the count of training steps). It follows ``.to(device)``.
+    changes, and it is no part of this module's parameters or ``state_dict`` (which holds the count
+    of training steps where there is a warm-up, and what ``base`` has). It follows ``.to(device)``.
 
     The reference needs what the quantized model was given. A loop that calls
     ``criterion(model(x), y)`` names the model once, ``DivQATLoss(float_model, model=model)``: a
@@ -191,7 +191,7 @@ class DivQATLoss(nn.Module):
         """
         logits = plain(logits)
         if self.config.weight == 0 or self._evaluating():
-            loss = self.base(logits, targets)
+            loss = _scalar(self.base(logits, targets))
             self.report = _report(logits, loss, loss.new_zeros(()), 0.0)
             return loss
         if reference_logits is None:
@@ -225,7 +225,8 @@ class DivQATLoss(nn.Module):
             cap=self.config.cap,
         )
         weighting = self.config.weighting
-        return subtract(self.base(wide, targets), away, alpha, weighting)  # type: ignore[arg-type]
+        base = _scalar(self.base(wide, targets))
+        return subtract(base, away, alpha, weighting)  # type: ignore[arg-type]
 
     def _evaluating(self) -> bool:
         if not torch.is_grad_enabled():
@@ -264,10 +265,10 @@ class DivQATLoss(nn.Module):
         kwargs = {key: plain(value) for key, value in given.kwargs.items()}
         if self._cache is None:
             return self._run_reference(*args, **kwargs)
-        if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
+        if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or args[0].is_sparse:
             raise ConfigError(
                 f"cache is on, and the model takes {len(args)} positional and {len(kwargs)} "
-                "keyword arguments: leave the cache out for a model of several inputs"
+                "keyword arguments: leave the cache out unless it is one dense tensor"
             )
         return self._cache.look_up(args[0], self._run_reference)
 
@@ -277,7 +278,7 @@ class DivQATLoss(nn.Module):
         if self.reference.training:
             raise ConfigError(f"{name} is in training mode: call criterion.reference.eval()")
         inputs = list(tensors_in((args, kwargs)))
-        self._check_place(name, inputs)
+        self._check_place(name, inputs[:1])  # the images; what else there is may lie elsewhere
         args, kwargs = tree_map_only(Tensor, Tensor.clone, (args, kwargs))  # it may change them
         try:
             logits = plain(self.reference(*args, **kwargs))
@@ -364,11 +365,20 @@ def _frozen(reference: Any, model: Any) -> nn.Module:
     try:
         with torch.no_grad():  # a copied ScriptModule's parameters then are leaves as well
             frozen = copy.deepcopy(unwrapped(reference)).eval()
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ConfigError(f"{name} cannot be copied: {' '.join(str(error).split())}") from error
     for parameter in frozen.parameters():
         parameter.requires_grad_(False)
     return frozen
+
+
+def _scalar(loss: Tensor) -> Tensor:
+    if loss.ndim:
+        raise ConfigError(
+            f"base returns a loss of shape {tuple(loss.shape)}: it must be one number, for example "
+            "with reduction='mean'"
+        )
+    return loss
 
 
 @torch.no_grad()

@@ -16,11 +16,14 @@ from brevitas_divqat.errors import ConfigError
 __all__ = ["ForwardPass", "Watch", "is_quantized", "plain", "tensors_in", "watchable"]
 
 ROW_BY_ROW = frozenset(
-    ("Add", "Alias", "Clamp", "Clone", "CompiledFunction", "DDPSink", "Div", "Mul", "Neg")
-    + ("ReshapeAlias", "Squeeze", "Sub", "Tanh", "ToCopy", "UnsafeView", "Unsqueeze", "View")
+    ("Add", "Alias", "Clamp", "ClampMax", "ClampMin", "Clone", "Div", "Hardtanh", "LogSoftmax")
+    + ("MaskedFill", "Mul", "NanToNum", "Neg", "ReshapeAlias", "Squeeze", "Sub", "Tanh", "ToCopy")
+    + ("UnsafeView", "Unsqueeze", "View", "Where")
 )
 """Autograd nodes that keep each image's scores in its row: what loops do between a model and its
 loss. Indexing, slicing and concatenation do not."""
+CLASS_DIMENSIONS = (1, -1, 2**64 - 1)
+"""Of a softmax over each image's scores; autograd keeps -1 as an unsigned number."""
 SEARCH_DEPTH = 32
 
 
@@ -114,17 +117,21 @@ class Watch:
         if last is None:
             raise ConfigError(
                 "DivQATLoss has seen no training pass of its model: call the model that it was "
-                "given, in training mode, or call criterion(logits, targets, inputs)"
+                "given, in training mode and with gradients (torch.utils.checkpoint with "
+                "use_reentrant=False), or call criterion(logits, targets, inputs)"
             )
-        if not any(_comes_from(logits, output) for output in tensors_in(last.output)):
+        obstacle = _obstacle(logits, list(tensors_in(last.output)))
+        if obstacle is not None:
+            behind = f" (found behind {obstacle})" if obstacle else ""
             raise ConfigError(
                 f"the logits of shape {tuple(logits.shape)} are not what the model's last forward "
-                "pass returned, image by image: call criterion(logits, targets, inputs) where "
-                "passes overlap, or images are left out or reordered"
+                f"pass returned, image by image{behind}: call criterion(logits, targets, inputs) "
+                "where passes overlap, or images are left out or reordered"
             )
         if last.reference_logits is None and last.versions != _versions(last.args, last.kwargs):
             raise ConfigError(
-                "the model's inputs have been changed in place since its forward pass began: "
+                "the model's inputs, or what they are views of, have been changed in place since "
+                "its forward pass began: "
                 "change a copy in the model and in the loop, or call criterion(logits, targets, "
                 "inputs) with a clone of what the model was given"
             )
@@ -163,22 +170,34 @@ def _versions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
     return tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
 
 
-def _comes_from(logits: Tensor, output: Tensor) -> bool:
-    """Tell whether ``logits`` are ``output``, row by row, behind casts, views and scaling."""
-    if logits is output:
-        return True
-    node = logits.grad_fn
+def _obstacle(logits: Tensor, outputs: list[Tensor]) -> str | None:
+    """Follow ``logits`` back to one of ``outputs``, through operations that keep rows.
+
+    Returns:
+        None if they come from it; else the name of the operation in the way, which may be empty.
+    """
+    if any(logits is output for output in outputs):
+        return None
+    ends = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    node, kind = logits.grad_fn, ""
     for _ in range(SEARCH_DEPTH):
-        if node is None or output.grad_fn is None:
+        if node is None:
             break
-        if node is output.grad_fn:
-            return True
+        if any(node is end for end in ends):
+            return None
         kind = node.name().strip("_").rstrip("0123456789").removesuffix("Backward")
         earlier = [n for n, _ in node.next_functions if n and "AccumulateGrad" not in n.name()]
-        if kind not in ROW_BY_ROW or len(earlier) != 1:
-            return False
+        if kind == "DDPSink":  # has all outputs of the model for parents
+            return None if any(n is end for n in earlier for end in ends) else kind
+        if kind not in ROW_BY_ROW or len(earlier) != 1 or not _keeps_rows(node):
+            return kind
         node = earlier[0]
-    return False
+    return kind
+
+
+def _keeps_rows(node: Any) -> bool:
+    dimension = getattr(node, "_saved_dim", None)
+    return "LogSoftmax" not in node.name() or dimension in CLASS_DIMENSIONS
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

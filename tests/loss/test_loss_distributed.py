@@ -25,6 +25,15 @@ rank, world, folder, wrapped_first = (
 torch.manual_seed(0)
 images, labels = torch.rand(3, 8, 4), torch.randint(5, (3, 8))
 reference = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 5))
+class Two(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        features = self.inner[:2](x)
+        return self.inner[2](features), features
+
 model = nn.Sequential(
     QuantLinear(4, 8, bias=False, weight_quant=Int4WeightPerTensorFloat),
     QuantReLU(act_quant=Uint4ActPerTensorFloat, collect_stats_steps=1),
@@ -32,18 +41,20 @@ model = nn.Sequential(
 )
 with torch.no_grad():
     model(images[0]), model(images[0])
+model = Two(model)
 trained = model
 if world > 1:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=world
     )
-    trained = nn.parallel.DistributedDataParallel(model)
+    trained = nn.parallel.DistributedDataParallel(model, static_graph=wrapped_first)
 criterion = DivQATLoss(reference, model=trained if wrapped_first else model, alpha=0.3)
 optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
 for x, y in zip(images, labels):
     part = slice(rank, None, world)
     optimizer.zero_grad()
-    criterion(trained(x[part]), y[part]).backward()
+    logits, features = trained(x[part])
+    criterion(logits, y[part]).backward()
     optimizer.step()
 assert criterion.report.divergence > 0
 torch.save(model.state_dict(), folder / f"weights-{world}-{rank}.pt")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import threading
 import warnings
 import weakref
 from collections.abc import Callable
@@ -90,6 +91,9 @@ AFTERWARDS: dict[str, Callable[[Tensor], Tensor]] = {
     "cast": lambda logits: logits.double().float(),
     "view": lambda logits: logits.unsqueeze(0).squeeze(0),
     "scaled": lambda logits: logits * 1.0,
+    "log-probabilities": lambda logits: F.log_softmax(logits, dim=1),
+    "log-probabilities, last dimension": lambda logits: F.log_softmax(logits, dim=-1),
+    "masked classes": lambda logits: logits.masked_fill(torch.zeros(5, dtype=torch.bool), -1e4),
 }
 
 
@@ -100,7 +104,8 @@ def test_logits_are_followed_through_what_loops_do_to_them(
     model = quantized()
     criterion = DivQATLoss(float_model, model=model, alpha=0.3)
     loss = criterion(change(model(batch.inputs)), batch.targets)
-    assert torch.equal(loss, handed_over(float_model, batch)[0])
+    # Log-probabilities are logits of the same softmax, rounded once more.
+    torch.testing.assert_close(loss, handed_over(float_model, batch)[0])
 
 
 def test_one_pass_serves_two_calls_as_mixup_makes_them(float_model: nn.Module, batch: Any) -> None:
@@ -384,9 +389,16 @@ def test_logits_of_an_earlier_pass_are_refused(float_model: nn.Module, batch: An
         criterion(first, batch.targets)
 
 
+def compiled_flip(logits: Tensor) -> Tensor:
+    flip: Callable[[Tensor], Tensor] = torch.compile(lambda x: x.flip(0), backend="aot_eager")
+    return flip(logits)
+
+
 MIXED: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "reordered": lambda model, x: model(x)[torch.tensor([1, 0, 2, 3, 4, 5])],
     "a part": lambda model, x: model(x)[:6],
+    "compiled reordering": lambda model, x: compiled_flip(model(x)),
+    "softmax over images": lambda model, x: F.log_softmax(model(x), dim=0),
     "two passes": lambda model, x: (model(x) + model(x.flip(0))) / 2,
 }
 
@@ -435,6 +447,19 @@ def test_a_copied_criterion_says_that_it_watches_nothing(
         copied.criterion(copied.model(batch.inputs), batch.targets)
     loss = copied.criterion(copied.model(batch.inputs), batch.targets, batch.inputs)
     assert torch.equal(loss, handed_over(float_model, batch)[0])
+
+
+def test_a_base_loss_is_one_number(float_model: nn.Module, batch: Any) -> None:
+    base = nn.CrossEntropyLoss(reduction="none")
+    criterion = DivQATLoss(float_model, alpha=0.3, base=base)
+    with pytest.raises(ConfigError, match=r"base returns a loss of shape \(6,\)"):
+        criterion(batch.logits, batch.targets, batch.inputs)
+
+
+def test_a_reference_that_cannot_be_copied_is_refused(float_model: nn.Module) -> None:
+    float_model.lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match="the reference Sequential cannot be copied: .*lock"):
+        DivQATLoss(float_model)
 
 
 @pytest.mark.parametrize("reference", [None, nn.Linear(4, 5).forward, {}])
