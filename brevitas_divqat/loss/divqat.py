@@ -278,7 +278,8 @@ class DivQATLoss(nn.Module):
         if self.reference.training:
             raise ConfigError(f"{name} is in training mode: call criterion.reference.eval()")
         inputs = list(tensors_in((args, kwargs)))
-        self._check_place(name, inputs[:1])  # the images; what else there is may lie elsewhere
+        if inputs:
+            self._check_place(name, inputs[0])  # what else there is may lie elsewhere
         args, kwargs = tree_map_only(Tensor, Tensor.clone, (args, kwargs))  # it may change them
         try:
             logits = plain(self.reference(*args, **kwargs))
@@ -298,24 +299,22 @@ class DivQATLoss(nn.Module):
             )
         return logits
 
-    def _check_place(self, name: str, inputs: list[Tensor]) -> None:
-        """Refuse inputs on another device or of another floating-point type than the reference."""
+    def _check_place(self, name: str, images: Tensor) -> None:
+        """Refuse images on another device or of another floating-point type than the reference."""
         own = next((p for p in self.reference.parameters() if p.is_floating_point()), None)
         if own is None:
             return
-        for tensor in inputs:
-            if tensor.device != own.device:
-                raise ConfigError(
-                    f"{name} is on {own.device}, the model's inputs are on {tensor.device}: call "
-                    f"criterion.to({str(tensor.device)!r})"
-                )
-            if tensor.is_floating_point() and tensor.dtype != own.dtype:
-                if torch.is_autocast_enabled(tensor.device.type):
-                    continue
-                raise ConfigError(
-                    f"{name} is of {own.dtype}, the model's inputs are of {tensor.dtype}: call "
-                    f"criterion.to({tensor.dtype})"
-                )
+        if images.device != own.device:
+            raise ConfigError(
+                f"{name} is on {own.device}, the model's inputs are on {images.device}: call "
+                f"criterion.to({str(images.device)!r})"
+            )
+        other = images.is_floating_point() and images.dtype != own.dtype
+        if other and not torch.is_autocast_enabled(images.device.type):
+            raise ConfigError(
+                f"{name} is of {own.dtype}, the model's inputs are of {images.dtype}: call "
+                f"criterion.to({images.dtype})"
+            )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> DivQATLoss:
         """Take the reference along where this module is moved to."""
