@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from brevitas_divqat.errors import ConfigError
+from brevitas_divqat.loss.functional import wide
 
 __all__ = ["LogitCache", "fingerprints"]
 
@@ -76,7 +77,7 @@ class LogitCache:
         if not new:
             return self._kept(keys)
         known = [index for index, key in enumerate(keys) if key in self._rows]
-        computed = _wide(compute(inputs[new] if known else inputs))
+        computed = wide(compute(inputs[new] if known else inputs))
         logits = computed.new_empty((len(keys), computed.shape[1]))
         logits[new] = computed
         if known:
@@ -98,7 +99,3 @@ class LogitCache:
                 self._rows[key] = len(self._rows)
                 chosen.append(index)
         self._logits[start : start + len(chosen)] = logits[chosen]
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()

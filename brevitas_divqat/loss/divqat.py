@@ -19,7 +19,14 @@ from brevitas_divqat.errors import ConfigError
 from brevitas_divqat.inspection import unwrapped
 from brevitas_divqat.loss.cache import LogitCache
 from brevitas_divqat.loss.config import LossConfig, Preset
-from brevitas_divqat.loss.functional import Direction, LossTerms, Weighting, divergence, subtract
+from brevitas_divqat.loss.functional import (
+    Direction,
+    LossTerms,
+    Weighting,
+    divergence,
+    subtract,
+    wide,
+)
 from brevitas_divqat.loss.watch import (
     ForwardPass,
     Watch,
@@ -216,16 +223,15 @@ class DivQATLoss(nn.Module):
     def _terms(
         self, logits: Tensor, targets: Tensor, reference_logits: Tensor, alpha: float
     ) -> LossTerms:
-        wide = logits if logits.dtype == torch.float64 else logits.float()
         away = divergence(
-            wide,
+            logits,
             reference_logits,
             direction=self.config.direction,  # type: ignore[arg-type]
             temperature=self.config.softness,
             cap=self.config.cap,
         )
         weighting = self.config.weighting
-        base = _scalar(self.base(wide, targets))
+        base = _scalar(self.base(wide(logits), targets))
         return subtract(base, away, alpha, weighting)  # type: ignore[arg-type]
 
     def _evaluating(self) -> bool:

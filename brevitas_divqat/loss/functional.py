@@ -34,7 +34,8 @@ class LossTerms(NamedTuple):
     divergence: Tensor
 
 
-def _wide(logits: Tensor) -> Tensor:
+def wide(logits: Tensor) -> Tensor:
+    """Return logits in float32, or as they are in float64."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
@@ -59,8 +60,8 @@ def per_sample_divergence(
     Returns:
         (N,) values in nats times T², zero or more (up to rounding).
     """
-    log_q = F.log_softmax(_wide(quantized_logits) / temperature, dim=1)
-    log_p = F.log_softmax(_wide(reference_logits) / temperature, dim=1)
+    log_q = F.log_softmax(wide(quantized_logits) / temperature, dim=1)
+    log_p = F.log_softmax(wide(reference_logits) / temperature, dim=1)
     if direction == "p||q":
         kl = (log_p.exp() * (log_p - log_q)).sum(dim=1)
     else:
@@ -139,7 +140,7 @@ def divqat_loss(
         the full-precision predictions is maximised with a weight alpha next to the cross-entropy;
         direction, temperature, weighting and cap are not stated there and are options here.
     """
-    ce = F.cross_entropy(_wide(quantized_logits), targets, label_smoothing=label_smoothing)
+    ce = F.cross_entropy(wide(quantized_logits), targets, label_smoothing=label_smoothing)
     kl = divergence(
         quantized_logits,
         reference_logits,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from brevitas_divqat.errors import ConfigError
-from brevitas_divqat.models.layers import Layers
+from brevitas_divqat.models.layers import Layers, scaled
 
 __all__ = ["CNV"]
 
@@ -47,7 +47,7 @@ class CNV(nn.Module):
         modules: list[nn.Module] = [layers.input()]
         inputs = channels
         for i, (count, pool) in enumerate(CONVOLUTIONS):
-            outputs = max(1, round(count * width))
+            outputs = scaled(count, width)
             padding = FIRST_PADDING[height] if i == 0 else 0
             modules += [
                 layers.conv(inputs, outputs, 3, padding=padding, edge=i == 0),
@@ -60,7 +60,7 @@ class CNV(nn.Module):
         self.features = nn.Sequential(*modules, nn.Flatten())
         modules = []
         for count in FEATURES:
-            outputs = max(1, round(count * width))
+            outputs = scaled(count, width)
             modules += [layers.linear(inputs, outputs), nn.BatchNorm1d(outputs), layers.relu()]
             inputs = outputs
         self.classifier = nn.Sequential(*modules, layers.linear(inputs, num_classes, edge=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from brevitas_divqat.models.layers import Layers
+from brevitas_divqat.models.layers import Layers, scaled
 
 __all__ = ["FullyConnected"]
 
@@ -41,7 +41,7 @@ class FullyConnected(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, across = image_shape
-        inputs, outputs = channels * height * across, max(1, round(features * width))
+        inputs, outputs = channels * height * across, scaled(features, width)
         modules = [layers.input(), nn.Flatten()]
         for _ in range(HIDDEN):
             modules += [layers.linear(inputs, outputs), nn.BatchNorm1d(outputs), layers.relu()]

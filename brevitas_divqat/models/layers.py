@@ -24,6 +24,7 @@ __all__ = [
     "Precision",
     "QuantLayers",
     "WeightScale",
+    "scaled",
 ]
 
 MIN_BITS, MAX_BITS = 1, 8
@@ -31,6 +32,11 @@ POOL_BITS = 8
 """Of the mean that an average pool leaves at most: the last layer's input, as the pixels are the
 first's."""
 WeightScale = Literal["channel", "tensor"]
+
+
+def scaled(count: int, width: float) -> int:
+    """Return a number of channels or features times a width factor, at least 1."""
+    return max(1, round(count * width))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from brevitas_divqat.errors import ConfigError
-from brevitas_divqat.models.layers import Layers
+from brevitas_divqat.models.layers import Layers, scaled
 
 __all__ = ["LeNet5"]
 
@@ -46,7 +46,7 @@ class LeNet5(nn.Module):
                 f"lenet5 needs images of {SMALLEST_SIDE}x{SMALLEST_SIDE} pixels or more, got "
                 f"{height}x{across}"
             )
-        c1, c2, f1, f2 = (max(1, round(n * width)) for n in (6, 16, 120, 84))
+        c1, c2, f1, f2 = (scaled(n, width) for n in (6, 16, 120, 84))
         padding = 0 if min(height, across) >= UNPADDED_FROM else 2
         h, w = ((side // 2 - 4 + 2 * padding) // 2 for side in (height, across))
         self.features = nn.Sequential(

@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from brevitas_divqat.errors import ConfigError
-from brevitas_divqat.models.layers import Layers
+from brevitas_divqat.models.layers import Layers, scaled
 
 __all__ = ["MobileNetV1Tiny"]
 
@@ -64,7 +64,7 @@ class MobileNetV1Tiny(nn.Module):
                 f"mobilenet_v1_tiny needs images of {SMALLEST_SIDE}x{SMALLEST_SIDE} pixels or "
                 f"more, as high as wide, got {side}x{across}"
             )
-        inputs = max(1, round(STEM * width))
+        inputs = scaled(STEM, width)
         modules = [
             layers.input(),
             layers.conv(channels, inputs, 3, padding=1, edge=True),
@@ -72,7 +72,7 @@ class MobileNetV1Tiny(nn.Module):
             layers.relu(),
         ]
         for i, (count, stride) in enumerate(BLOCKS):
-            outputs = max(1, round(count * width))
+            outputs = scaled(count, width)
             modules += [
                 layers.conv(inputs, inputs, 3, stride=stride, padding=1, groups=inputs),
                 nn.BatchNorm2d(inputs),

@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from brevitas_divqat.errors import ConfigError
-from brevitas_divqat.models.layers import Layers
+from brevitas_divqat.models.layers import Layers, scaled
 
 __all__ = ["ResNet"]
 
@@ -87,7 +87,7 @@ class ResNet(nn.Module):
                 f"resnet{6 * blocks + 2} needs images of {SMALLEST_SIDE}x{SMALLEST_SIDE} pixels or "
                 f"more, as high as wide, got {height}x{across}"
             )
-        counts = [max(1, round(count * width)) for count in CHANNELS]
+        counts = [scaled(count, width) for count in CHANNELS]
         inputs, side = counts[0], height
         self.stem = nn.Sequential(
             layers.input(),

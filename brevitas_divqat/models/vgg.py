@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from brevitas_divqat.errors import ConfigError
-from brevitas_divqat.models.layers import Layers
+from brevitas_divqat.models.layers import Layers, scaled
 
 __all__ = ["VGGSmall"]
 
@@ -51,7 +51,7 @@ class VGGSmall(nn.Module):
             )
         modules: list[nn.Module] = [layers.input()]
         for i, count in enumerate(CHANNELS):
-            outputs = max(1, round(count * width))
+            outputs = scaled(count, width)
             modules += [
                 layers.conv(inputs, outputs, 3, padding=1, edge=i == 0),
                 nn.BatchNorm2d(outputs),
