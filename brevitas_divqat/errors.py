@@ -17,7 +17,9 @@ __all__ = [
     "DivQATError",
     "ExportError",
     "GraphError",
+    "HardwareError",
     "RunExists",
+    "ToolError",
     "TrainingDiverged",
     "check_choice",
 ]
@@ -45,6 +47,14 @@ class ExportError(DivQATError, ValueError):
 
 class GraphError(DivQATError, ValueError):
     """A deployed graph is missing, damaged, or lacks what is needed to serve it."""
+
+
+class HardwareError(DivQATError, ValueError):
+    """A network, a board or a build folder cannot become the hardware that was asked for."""
+
+
+class ToolError(DivQATError, RuntimeError):
+    """A program of the hardware flow is missing, or failed."""
 
 
 class RunExists(DivQATError, FileExistsError):
