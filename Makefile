@@ -4,17 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test test-slow lint docs clean
+.PHONY: demo test test-slow test-hardware lint docs clean
 
 # One thread: the demo's network is too small to share, and its numbers then depend on no core count.
 demo: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/divqat run --config examples/demo.yaml --out runs/demo --resume
 
 test: $(VENV)/.installed-dev lint docs
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not hardware"
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not hardware"
+
+test-hardware: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m hardware
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -39,5 +42,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(PIP) install -c constraints.txt -e '.[dev,fpga]'
 	@touch $@ $(VENV)/.installed

@@ -16,6 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -560,6 +561,45 @@ def _bench_training(settings: Namespace) -> tuple[dict[str, Any], Any]:
     return record, training_table(record)
 
 
+def _hardware(name: str) -> Any:
+    """Return a name of the hardware commands, which are imported with their first use."""
+    return getattr(import_module("brevitas_divqat.fpga.commands"), name)
+
+
+def _build(settings: Namespace) -> None:
+    _hardware("build")(settings)
+
+
+def _build_arguments(parser: ArgumentParser) -> None:
+    _hardware("build_arguments")(parser)
+
+
+def _simulate(settings: Namespace) -> int | None:
+    images, _ = _images_to_compare(settings)
+    return _hardware("simulate")(settings, images)
+
+
+def _simulate_arguments(parser: ArgumentParser) -> None:
+    _hardware("simulate_arguments")(parser)
+    _images_argument(parser)
+
+
+def _synth(settings: Namespace) -> None:
+    _hardware("synth")(settings)
+
+
+def _synth_arguments(parser: ArgumentParser) -> None:
+    _hardware("synth_arguments")(parser)
+
+
+def _doctor(settings: Namespace) -> int | None:
+    return _hardware("doctor")(settings)
+
+
+def _doctor_arguments(parser: ArgumentParser) -> None:
+    _hardware("doctor_arguments")(parser)
+
+
 def _report(settings: Namespace) -> None:
     _show_report(settings.runs, settings.out or settings.runs[0])
 
@@ -778,6 +818,24 @@ COMMANDS = {
         _bench,
         _bench_arguments,
         {"executor": _bench_executor_arguments, "training": _bench_training_arguments},
+    ),
+    "build": _Command(
+        "Build a network for an FPGA board: a folder for FINN, with estimates and RTL.",
+        (),
+        _build,
+        _build_arguments,
+    ),
+    "simulate": _Command(
+        "Simulate a build folder's RTL, and compare every integer with the graph's.",
+        ("data",),
+        _simulate,
+        _simulate_arguments,
+    ),
+    "synth": _Command(
+        "Synthesise a build folder's RTL: resources by layer.", (), _synth, _synth_arguments
+    ),
+    "doctor": _Command(
+        "Show what of the hardware flow works on this machine.", (), _doctor, _doctor_arguments
     ),
     "report": _Command(
         "Render the measurements of one or more runs.", (), _report, _report_arguments

@@ -8,6 +8,7 @@ is what was measured.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -107,22 +108,15 @@ class _Translation:
             )
         return values, datatype
 
-    def output_type(self, node: NodeProto) -> DataType:
-        """Return the type of a sum: wide enough for it and for each threshold above it.
+    def stream_order(self, flattened: str, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Bring rows that belong to a flattened map's numbers into the order of its stream.
 
-        A threshold that no sum reaches is held as the greatest sum plus 1.
+        The graph flattens (channels, height, width), the stream is (height, width, channels).
         """
-        datatype = self.datatype(node.output[0])
-        readers = self.integer.find_consumers(node.output[0]) or []
-        tops = [
-            self.integer.get_initializer(reader.input[1]).max()
-            for reader in readers
-            if reader.op_type == "MultiThreshold"
-        ]
-        if any(top > datatype.max() for top in tops):
-            prefix = "INT" if datatype.signed() else "UINT"
-            datatype = DataType[f"{prefix}{datatype.bitwidth() + 1}"]
-        return datatype
+        if len(rows) == 1:
+            return rows
+        ordered = rows.reshape(*self.flattened[flattened], -1).transpose(1, 2, 0, 3)
+        return ordered.reshape(len(rows), -1)
 
     # Nodes
 
@@ -235,7 +229,7 @@ class _Translation:
     ) -> None:
         """Multiply each vector by (inputs, outputs) weights."""
         inputs, outputs = values.shape
-        result = self.add_tensor(node.output[0], [*vectors, outputs], self.output_type(node))
+        result = self.add_tensor(node.output[0], [*vectors, outputs], self.datatype(node.output[0]))
         sums = self.tensors[result][1].name
         self.add(
             "MVAU",
@@ -282,7 +276,7 @@ class _Translation:
             dense = _dense(values, groups).transpose(2, 3, 1, 0).reshape(-1, outputs)
             self.matrix(windows, node, dense, datatype, vectors)
             return
-        self.add_tensor(result, [*vectors, outputs], self.output_type(node))
+        self.add_tensor(result, [*vectors, outputs], self.datatype(result))
         sums = self.tensors[result][1].name
         self.add(
             "VVAU",
@@ -306,9 +300,7 @@ class _Translation:
         values, datatype = self.weights(node)
         source = self.take(node.input[0])
         if node.input[0] in self.flattened:
-            channels, height, width = self.flattened[node.input[0]]
-            values = values.reshape(channels, height, width, -1).transpose(1, 2, 0, 3)
-            values = values.reshape(channels * height * width, -1)
+            values = self.stream_order(node.input[0], values)
         self.matrix(source, node, values, datatype, [1])
 
     def thresholds(self, node: NodeProto) -> None:
@@ -322,18 +314,23 @@ class _Translation:
                 "whole number; export the network again"
             )
         values = self.integer.get_initializer(node.input[1])
-        values = np.clip(values, datatype.min(), datatype.max())
+        if node.input[0] in self.flattened:
+            values = self.stream_order(node.input[0], values)
+            self.flattened[result] = self.flattened[node.input[0]]
+        # A threshold that no number reaches is held as the greatest number plus 1.
+        values = np.clip(values, datatype.min(), datatype.max() + 1)
+        steps = _threshold_type(values, datatype)
         levels = self.datatype(result)
         self.add_tensor(result, shape, levels)
         self.add(
             "Thresholding",
-            [source, self.add_initializer(f"{result}_steps", values, datatype)],
+            [source, self.add_initializer(f"{result}_steps", values, steps)],
             [result],
             NumChannels=shape[-1],
             PE=1,
             numSteps=values.shape[1],
             inputDataType=datatype.name,
-            weightDataType=datatype.name,
+            weightDataType=steps.name,
             outputDataType=levels.name,
             numInputVectors=shape[:-1],
             ActVal=int(bias),
@@ -411,10 +408,18 @@ class _Translation:
         )
 
     def sum(self, node: NodeProto) -> None:
+        for name in node.input:
+            if self.integer.get_initializer(name) is not None:
+                raise HardwareError(
+                    f"{self.layer}: a constant is added to the sums, which has no hardware layer: "
+                    "leave out the last layer's bias"
+                )
+            if name in self.flattened:
+                self.flattened[node.output[0]] = self.flattened[name]
         sources = [self.take(name) for name in node.input]
         result = node.output[0]
         shape = self.tensors[sources[0]][0]
-        self.add_tensor(result, shape, self.output_type(node))
+        self.add_tensor(result, shape, self.datatype(result))
         self.add(
             "ElementwiseAdd",
             sources,
@@ -437,7 +442,7 @@ class _Translation:
         if len(shape) == 4:
             _, height, width, channels = shape
             self.flattened[result] = (channels, height, width)
-        self.tensors[result] = (shape, datatype)
+        self.tensors[source] = ([1, math.prod(shape)], datatype)
         self.branches[result] = [source]
 
     OPERATIONS: dict[str, Callable[[_Translation, NodeProto], None]] = {
@@ -453,6 +458,7 @@ class _Translation:
     # The graph
 
     def assemble(self, source: str, target: str) -> ModelWrapper:
+        self.tensors[source] = (self.channels_last(source), self.datatype(source))
         infos = {
             name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
             for name, (shape, _) in self.tensors.items()
@@ -472,6 +478,22 @@ class _Translation:
         for name in used & self.tensors.keys():
             model.set_tensor_datatype(name, self.tensors[name][1])
         return model
+
+
+def _threshold_type(values: NDArray[np.float32], compared: DataType) -> DataType:
+    """Return the narrowest type for thresholds of numbers of type ``compared``.
+
+    The comparator takes thresholds narrower than the numbers and saturates these: a number below
+    the least threshold may then become equal to the least representable one, which therefore must
+    be no threshold.
+    """
+    low, high = int(values.min()), int(values.max())
+    if not compared.signed():
+        return DataType[f"UINT{max(1, high.bit_length())}"]
+    for bits in range(2, compared.bitwidth()):
+        if -(1 << (bits - 1)) < low and high < 1 << (bits - 1):
+            return DataType[f"INT{bits}"]
+    return compared if high <= compared.max() else DataType[f"INT{compared.bitwidth() + 1}"]
 
 
 def _attribute(node: NodeProto, name: str) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Folding: how much each hardware layer does in one clock cycle, from the frames per second asked."""
+"""Folding: what each hardware layer does in one clock cycle, from the frame rate asked for."""
 
 from __future__ import annotations
 

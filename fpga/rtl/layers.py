@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Each hardware layer as one SystemVerilog module with plain stream ports.
 
-A layer is FINN's generated RTL with its weight memory and its unused AXI-Lite port inside, or one of
-our own modules (`hdl/`) where FINN has C++ for Vitis HLS alone.
+A layer is FINN's generated RTL with its weight memory and its unused AXI-Lite port inside, or one
+of our own modules (`hdl/`) where FINN has C++ for Vitis HLS alone.
 """
 
 from __future__ import annotations
@@ -333,4 +333,5 @@ OWN_MODULES: dict[str, Callable[[NodeProto, ModelWrapper], LayerModule]] = {
     "DuplicateStreams_hls": _duplicate,
     "ElementwiseAdd_hls": _add,
     "VVAU_hls": _depthwise,
+    "VVAU_rtl": _depthwise,  # FINN has it for Versal alone
 }

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from brevitas_divqat.errors import HardwareError
 from brevitas_divqat.files import write_json
@@ -176,6 +177,6 @@ class Layout:
             raise HardwareError(f"{file} is damaged: build the folder again") from error
 
 
-def _with_shape(stream: dict[str, object]) -> dict[str, object]:
+def _with_shape(stream: dict[str, Any]) -> dict[str, Any]:
     height, width, channels = stream["shape"]
     return stream | {"shape": (height, width, channels)}

@@ -77,6 +77,10 @@ class Move(Patch):
 NETTYPE = re.compile(r"^[ \t]*`default_nettype[ \t]+\w+[ \t]*$", re.MULTILINE)
 
 CONSTANT_FUNCTION = "Verilator takes no constant function inside a generate block"
+SHIFTED = (
+    "Yosys leaves a shift register that is read by index as flip-flops; a memory with two pointers "
+    "holds the same words in the same order and becomes LUTRAM on every family"
+)
 STRUCT_LITERAL = "Verilator takes no struct literal in a constant function"
 WILDCARD = "Yosys' reader has no wildcard comparison; the constants on the right have no wildcards"
 X_CHECK = "Yosys' reader has no wildcard comparison; simulation alone reads this line"
@@ -107,10 +111,38 @@ PATCHES: tuple[Patch, ...] = (
     ),
     Replace("fifo.sv", STRUCT_LITERAL, "automatic int unsigned  hi_abits", "hi_abits"),
     Replace(
+        "fifo.sv",
+        SHIFTED,
+        '\t\t(* SHREG_EXTRACT = "yes" *) dat_t  A[DEPTH_IMPL];\n',
+        "\t\tlogic [$clog2(DEPTH_IMPL)-1:0]  WrPtr = 0;\n"
+        "\t\tlogic [$clog2(DEPTH_IMPL)-1:0]  RdPtr = 0;\n"
+        '\t\t(* ram_style = "distributed" *) dat_t  A[2**$clog2(DEPTH_IMPL)];\n',
+    ),
+    Replace("fifo.sv", SHIFTED, "A <= { idat, A[0:DEPTH_IMPL-2] };", "A[WrPtr] <= idat;"),
+    Replace(
+        "fifo.sv",
+        SHIFTED,
+        "\t\t\t\tPtr <= '1;\n",
+        "\t\t\t\tPtr <= '1;\n\t\t\t\tWrPtr <= 0;\n\t\t\t\tRdPtr <= 0;\n",
+    ),
+    Replace(
+        "fifo.sv",
+        SHIFTED,
+        "\t\t\t\tPtr <= Ptr + (",
+        "\t\t\t\tWrPtr <= WrPtr + push;\n\t\t\t\tRdPtr <= RdPtr + pop;\n\t\t\t\tPtr <= Ptr + (",
+    ),
+    Replace("fifo.sv", SHIFTED, "B <= A[Ptr[$left(Ptr)-1:0]];", "B <= A[RdPtr];"),
+    Replace(
+        "fifo.sv",
+        "Yosys reads the attribute in lower case alone, and else takes a block RAM",
+        '(* RAM_STYLE = "distributed" *)',
+        '(* ram_style = "distributed" *)',
+    ),
+    Replace(
         "mvu.sv",
         "a delay needs Verilator's slower timing mode; it only arms a warning about DSP start-up",
-        "\t\t\t#100ns;\n",
-        "",
+        "\t\t\t#100ns;\n\t\t\tDirty <= 0;\n",
+        "\t\t\tDirty = 0;\n",
     ),
     Replace(
         "thresholding.sv",

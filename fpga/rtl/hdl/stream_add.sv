@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Element-wise sum of two streams, as a residual connection needs it.
 //
-// Each input is signed or unsigned on its own. The sum leaves in OUT_BITS, two's complement where it
-// can be negative; OUT_BITS must hold it. Both words of a pair are taken in the same cycle, one pair
-// per cycle. Element 0 lies in the lowest bits; padding is ignored at the inputs and 0 at the output.
+// Each input is signed or unsigned on its own. The sum leaves in OUT_BITS, two's complement where
+// it can be negative; OUT_BITS must hold it. Both words of a pair are taken in the same cycle, one
+// pair per cycle. Element 0 lies in the lowest bits; padding is ignored at the inputs and 0 at the
+// output.
 
 module stream_add #(
     parameter int unsigned A_BITS,    // of an element of in0

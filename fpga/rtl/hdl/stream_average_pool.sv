@@ -2,10 +2,11 @@
 // Average pooling of integers: one output word per WINDOW input words, their element-wise sum
 // shifted right by SHIFT, which rounds towards minus infinity.
 //
-// This is what a truncating average pool with rounding mode FLOOR computes. Only the low OUT_BITS of
-// the shifted sum leave; a narrower one is sign- or zero-extended. A depthwise sliding window feeds
-// the WINDOW words of an output pixel one after the other; a window takes WINDOW cycles without a
-// bubble. Element 0 lies in the lowest bits; padding is ignored at the input and 0 at the output.
+// This is what a truncating average pool with rounding mode FLOOR computes. Only the low
+// OUT_BITS of the shifted sum leave; a narrower one is sign- or zero-extended. A depthwise
+// sliding window feeds the WINDOW words of an output pixel one after the other; a window takes
+// WINDOW cycles without a bubble. Element 0 lies in the lowest bits; padding is ignored at the
+// input and 0 at the output.
 
 module stream_average_pool #(
     parameter int unsigned IN_BITS,   // of an input element

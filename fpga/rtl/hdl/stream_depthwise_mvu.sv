@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Depthwise convolution: per channel, the dot product of its window and its weights.
 //
-// A depthwise sliding window feeds, for each output pixel and each fold of PE channels, KERNEL words
-// of PE activations; one word of PE signed accumulators leaves after each KERNEL words. One word
-// enters per cycle: it and its weights are registered, then their products, then the sums. Only a
-// finished sum that has no room stops the pipeline. ACC_BITS must hold every final sum.
+// A depthwise sliding window feeds, for each output pixel and each fold of PE channels, KERNEL
+// words of PE activations; one word of PE signed accumulators leaves after each KERNEL words.
+// One word enters per cycle: it and its weights are registered, then their products, then the
+// sums. Only a finished sum that has no room stops the pipeline. ACC_BITS must hold every final
+// sum.
 //
 // WEIGHTS_FILE, for $readmemh, has CHANNELS / PE * KERNEL words of PE weights in two's complement:
 // line f * KERNEL + k holds weight k of the channels f * PE ... f * PE + PE - 1. Element 0 lies in
@@ -102,7 +103,9 @@ module stream_depthwise_mvu #(
         wire [ACT_BITS-1:0] bits = activations[p*ACT_BITS+:ACT_BITS];
         wire signed [FACTOR_BITS-1:0] activation = FACTOR_BITS'({1'b0, bits});
         wire signed [WEIGHT_BITS-1:0] weight = weights[p*WEIGHT_BITS+:WEIGHT_BITS];
+        /* verilator lint_off UNUSEDSIGNAL */  // high bits where accumulators are narrower
         logic signed [PRODUCT_BITS-1:0] product;
+        /* verilator lint_on UNUSEDSIGNAL */
         logic signed [ACC_BITS-1:0] partial;  // sum of the window so far
         logic [ACC_BITS-1:0] result;
 

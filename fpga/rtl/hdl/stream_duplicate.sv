@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Copies of a stream: every word goes to COPIES branches.
 //
-// Each branch takes the word as soon as it is ready; the next word enters once all have taken it, in
-// the same cycle as the last of them, so that branches which are always ready see a word per cycle.
+// Each branch takes the word as soon as it is ready; the next word enters once all have taken it,
+// in the same cycle as the last of them, so that branches that are always ready see a word per
+// cycle.
 
 module stream_duplicate #(
     parameter int unsigned WORD_BITS,  // of a word, padding included

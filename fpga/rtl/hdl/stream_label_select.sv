@@ -40,7 +40,7 @@ module stream_label_select #(
     if (K < 1 || K > LABELS) begin : wrong_k
         $error("stream_label_select: K must be 1 ... LABELS");
     end
-    if (LABELS > 2 ** INDEX_BITS) begin : wrong_index_bits
+    if ($clog2(LABELS) > INDEX_BITS) begin : wrong_index_bits
         $error("stream_label_select: INDEX_BITS must hold LABELS - 1");
     end
 

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Boards: parts, tops, host protocols and drivers."""

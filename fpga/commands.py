@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The hardware subcommands of `divqat`: plain functions of their settings."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from numpy.typing import NDArray
+from rich.console import Console
+
+from brevitas_divqat.errors import ConfigError
+from brevitas_divqat.progress import bar
+
+__all__ = [
+    "build",
+    "build_arguments",
+    "doctor",
+    "doctor_arguments",
+    "simulate",
+    "simulate_arguments",
+    "synth",
+    "synth_arguments",
+]
+
+COLUMNS = 110
+"""Width of tables where there is no terminal."""
+
+
+def build_arguments(parser: ArgumentParser) -> None:
+    """Add the flags of `divqat build`."""
+    from .build.builder import BuildConfig
+
+    parser.add_argument(
+        "model", type=Path, help="a graph that `divqat export` wrote, or its checkpoint's folder."
+    )
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the build folder.")
+    parser.add_class_arguments(BuildConfig, None)
+
+
+def build(settings: Namespace) -> None:
+    """Build a network into a folder, or go on with an interrupted build."""
+    from .build.builder import BuildConfig, build
+    from .build.estimates import Estimates, table
+
+    names = ("board", "fps", "clock_ns", "profile", "fifos")
+    config = BuildConfig(**{name: settings[name] for name in names})
+    build(settings.model, settings.out, config, progress=bar)
+    print(table(Estimates.read(settings.out)))
+    print(f"\n{settings.out}: see {settings.out / 'README.md'}")
+    print(f"next:  divqat simulate {settings.out}   (bit for bit against the graph)")
+    print(f"       divqat synth {settings.out}      (resources by layer)")
+
+
+def simulate_arguments(parser: ArgumentParser) -> None:
+    """Add the flags of `divqat simulate`, except those that choose images."""
+    parser.add_argument("folder", type=Path, help="a folder that `divqat build` wrote.")
+    parser.add_argument(
+        "--stall", type=float, default=0.3, help="share of cycles with stalls, at either end."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the stalls.")
+    parser.add_argument(
+        "--processes", type=int, default=None, help="that share the images; by default the cores."
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of each simulation, for large networks."
+    )
+    parser.add_argument(
+        "--channels", action="store_true", help="list the FIFOs and the most words they held."
+    )
+    parser.add_argument(
+        "--trace", type=Path, default=None, help="a file for the waveform (FST) of two images."
+    )
+
+
+def simulate(settings: Namespace, images: NDArray[Any]) -> int:
+    """Simulate a build folder's RTL, compare every integer; exit status 1 if one differs."""
+    from .sim.compare import simulate_folder
+    from .sim.report import render
+
+    report = simulate_folder(
+        settings.folder,
+        images,
+        input_stall=settings.stall,
+        output_stall=settings.stall,
+        seed=settings.seed,
+        processes=settings.processes or len(os.sched_getaffinity(0)),
+        threads=settings.threads,
+        trace=_new_file("--trace", settings.trace),
+        progress=bar,
+    )
+    _console().print(render(report, channels=settings.channels))
+    return int(not report.exact)
+
+
+def doctor_arguments(parser: ArgumentParser) -> None:
+    """Add the flags of `divqat doctor`: none."""
+
+
+def doctor(settings: Namespace) -> int:
+    """Show what of the hardware flow works here; exit status 1 if something needed is missing."""
+    from .doctor import diagnose, healthy, render
+
+    rows = diagnose()
+    print(render(rows))
+    return int(not healthy(rows))
+
+
+def _new_file(flag: str, file: Path | None) -> Path | None:
+    if file is not None and file.exists():
+        raise ConfigError(f"{flag} {file} exists: choose another file")
+    return file
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else COLUMNS)
