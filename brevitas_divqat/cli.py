@@ -211,9 +211,19 @@ def _add_arguments(parser: ArgumentParser, command: _Command, argv: list[str]) -
     parser.add_argument("--seed", type=int, default=0, help="of everything random but the splits.")
     for name in command.groups:
         parser.add_class_arguments(known[name], None)
+    if command.function is _simulate:
+        _use_built_data(parser, argv)
     file = _config_file(argv)
     if file is not None:
         _use_config(parser, command, file, known, _flag_value("--preset", argv))
+
+
+def _use_built_data(parser: ArgumentParser, argv: list[str]) -> None:
+    """Make the data set of the network in a build folder the default."""
+    for place in filter(Path.is_dir, map(Path, argv)):
+        data = _hardware("built_data")(place)
+        if data is not None:
+            parser.set_defaults({"data": data})
 
 
 def _subject(command: _Command, argv: list[str]) -> str | None:
@@ -338,21 +348,21 @@ def _export(settings: Namespace) -> None:
 
 def _attack(settings: Namespace) -> None:
     from brevitas_divqat.evaluation import attack, measure_victim
-    from brevitas_divqat.executors import open_executor
     from brevitas_divqat.progress import bar
     from brevitas_divqat.training import is_finished
 
     config = _run_config(settings, ATTACK_GROUPS)
-    graph = open_executor(settings.graph, config.executor)
-    checkpoint = settings.graph.resolve().parent
-    own = _run_of(settings.graph)
+    graph = _victim(settings, config)
+    checkpoint = settings.graph.resolve().parent if settings.graph else None
+    own = _run_of(settings.graph) if settings.graph else None
     if settings.out is not None:
         folder = settings.out
     elif own:
         folder = own
         config.check_same(folder, ("data", "interface", "attack"))
     else:
-        raise ConfigError(f"{settings.graph} lies in no run's folder: give a folder with --out")
+        what = settings.graph or settings.victim
+        raise ConfigError(f"{what} lies in no run's folder: give a folder with --out")
     original = settings.reference or (own / "float" if own else None)
     reference = None if original is None else _original(original, graph)
     dataset = _load(config, foreign=settings.images == "ood")
@@ -368,9 +378,26 @@ def _attack(settings: Namespace) -> None:
         folder=folder,
         progress=bar,
     )
-    if reference is not None and is_finished(checkpoint):
+    if reference is not None and checkpoint is not None and is_finished(checkpoint):
         measure_victim(checkpoint, graph, reference, dataset, folder)
     print(record.read_text(), end="")
+
+
+def _victim(settings: Namespace, config: Any) -> Any:
+    """Open the executor that answers for the victim: a graph's, or hardware."""
+    from brevitas_divqat.executors import open_executor
+    from brevitas_divqat.victims import open_hardware
+
+    if (settings.graph is None) == (settings.victim is None):
+        raise ConfigError("give either a graph or --victim rtl:DIR or board:DIR@PORT to steal")
+    if settings.graph is not None:
+        return open_executor(settings.graph, config.executor)
+    if config.executor.executor is not None:
+        raise ConfigError(
+            f"--executor {config.executor.executor} runs a graph, but --victim {settings.victim} "
+            "is hardware: leave one of them out"
+        )
+    return open_hardware(settings.victim)
 
 
 def _original(folder: Path, graph: Any) -> Any:
@@ -525,7 +552,11 @@ def _bench(settings: Namespace) -> None:
     from brevitas_divqat.files import write_json
 
     _check_new_file("--out", settings.out)
-    measure = {"executor": _bench_executor, "training": _bench_training}[settings.what]
+    measure = {
+        "executor": _bench_executor,
+        "training": _bench_training,
+        "hardware": _bench_hardware,
+    }[settings.what]
     record, table = measure(settings)
     if settings.out is not None:
         write_json(settings.out, record)
@@ -559,6 +590,10 @@ def _bench_training(settings: Namespace) -> tuple[dict[str, Any], Any]:
         progress=bar,
     )
     return record, training_table(record)
+
+
+def _bench_hardware(settings: Namespace) -> tuple[dict[str, Any], Any]:
+    return _hardware("bench")(settings)
 
 
 def _hardware(name: str) -> Any:
@@ -650,7 +685,20 @@ def _export_arguments(parser: ArgumentParser) -> None:
 
 
 def _attack_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("graph", type=Path, help="a QONNX graph that `divqat export` wrote.")
+    parser.add_argument(
+        "graph",
+        type=Path | None,
+        nargs="?",
+        default=None,
+        help="a QONNX graph that `divqat export` wrote; or give --victim.",
+    )
+    parser.add_argument(
+        "--victim",
+        type=str | None,
+        default=None,
+        help="hardware to steal from instead: rtl:DIR simulates the RTL of a build folder, "
+        "board:DIR@PORT asks a board on a serial line.",
+    )
     parser.add_argument(
         "--images",
         type=Literal["in", "ood"],
@@ -697,6 +745,7 @@ def _diff_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("a", type=Path, help=what)
     parser.add_argument("b", type=Path, help=what)
     _images_argument(parser)
+    _json_argument(parser)
     parser.add_argument(
         "--examples", type=int, default=10, help="how many differing elements to show."
     )
@@ -709,6 +758,9 @@ def _images_argument(parser: ArgumentParser) -> None:
         default="256",
         help="how many test images of --data, or a .npy file of 8-bit pixels (N, C, H, W).",
     )
+
+
+def _json_argument(parser: ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, default=None, help="a file to write it all to.")
 
 
@@ -717,10 +769,11 @@ def _verify_arguments(parser: ArgumentParser) -> None:
         "model", type=Path, help="a checkpoint's folder with model.onnx, or an exported graph."
     )
     _images_argument(parser)
+    _json_argument(parser)
 
 
 def _bench_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("what", type=Literal["executor", "training"], help=BENCH_HELP)
+    parser.add_argument("what", type=Literal["executor", "training", "hardware"], help=BENCH_HELP)
 
 
 def _bench_executor_arguments(parser: ArgumentParser) -> None:
@@ -744,6 +797,11 @@ def _bench_training_arguments(parser: ArgumentParser) -> None:
     _timing_arguments(parser)
 
 
+def _bench_hardware_arguments(parser: ArgumentParser) -> None:
+    _hardware("bench_arguments")(parser)
+    _out_argument(parser, "a JSON file of the measurements.")
+
+
 def _timing_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--threads",
@@ -764,7 +822,9 @@ def _report_arguments(parser: ArgumentParser) -> None:
     _out_argument(parser, "folder of report.html and report.png; by default the first run's.")
 
 
-BENCH_HELP = "what to measure: executor (GRAPH [flags]) or training ([flags])."
+BENCH_HELP = (
+    "what to measure: executor (GRAPH [flags]), training ([flags]) or hardware (GRAPH [flags])."
+)
 SEVERITY_FLAGS = {"breaks": "breaks FINN", "hls": "falls back to HLS", "area": "costs area"}
 ALL_GROUPS = ("data", "model", "training", "loss", "interface", "executor", "attack")
 ATTACK_GROUPS = ("data", "interface", "executor", "attack")
@@ -813,11 +873,15 @@ COMMANDS = {
         _verify_arguments,
     ),
     "bench": _Command(
-        "Measure executors, or training steps, on this machine.",
+        "Measure executors, training steps or the way to hardware, on this machine.",
         (),
         _bench,
         _bench_arguments,
-        {"executor": _bench_executor_arguments, "training": _bench_training_arguments},
+        {
+            "executor": _bench_executor_arguments,
+            "training": _bench_training_arguments,
+            "hardware": _bench_hardware_arguments,
+        },
     ),
     "build": _Command(
         "Build a network for an FPGA board: a folder for FINN, with estimates and RTL.",

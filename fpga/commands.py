@@ -16,8 +16,11 @@ from brevitas_divqat.errors import ConfigError
 from brevitas_divqat.progress import bar
 
 __all__ = [
+    "bench",
+    "bench_arguments",
     "build",
     "build_arguments",
+    "built_data",
     "doctor",
     "doctor_arguments",
     "simulate",
@@ -61,7 +64,6 @@ def simulate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--stall", type=float, default=0.3, help="share of cycles with stalls, at either end."
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the stalls.")
     parser.add_argument(
         "--processes", type=int, default=None, help="that share the images; by default the cores."
     )
@@ -94,6 +96,65 @@ def simulate(settings: Namespace, images: NDArray[Any]) -> int:
     )
     _console().print(render(report, channels=settings.channels))
     return int(not report.exact)
+
+
+def synth_arguments(parser: ArgumentParser) -> None:
+    """Add the flags of `divqat synth`."""
+    parser.add_argument("folder", type=Path, help="a folder that `divqat build` wrote.")
+    parser.add_argument(
+        "--family",
+        type=str | None,
+        default=None,
+        help="xc7 (Zynq-7000), xcup (UltraScale+), ecp5, …; by default the board's.",
+    )
+
+
+def synth(settings: Namespace) -> None:
+    """Synthesise a build folder's RTL and show what each layer takes."""
+    from .boards.table import board
+    from .build.builder import RTL_FOLDER, SYNTHESIS_FOLDER
+    from .build.manifest import Manifest
+    from .synth.report import render
+    from .synth.yosys import synthesise
+
+    manifest = Manifest.read(settings.folder)
+    manifest.require("rtl", settings.folder)
+    family = settings.family or board(manifest.board).family
+    kept = settings.folder / SYNTHESIS_FOLDER / family
+    report = synthesise(settings.folder / RTL_FOLDER, kept, family, progress=bar)
+    _console().print(render(report))
+
+
+def bench_arguments(parser: ArgumentParser) -> None:
+    """Add the flags of `divqat bench hardware`, except where to write."""
+    parser.add_argument("model", type=Path, help="a graph, or its checkpoint's folder.")
+    parser.add_argument("--board", type=str, default="Pynq-Z1", help="name of the board.")
+    parser.add_argument("--fps", type=float, default=1000.0, help="frames per second to reach.")
+    parser.add_argument("--images", type=int, default=200, help="images to simulate.")
+
+
+def bench(settings: Namespace) -> tuple[dict[str, Any], Any]:
+    """Time each step from a graph to hardware."""
+    from .bench import bench_hardware, hardware_table
+
+    record = bench_hardware(
+        settings.model,
+        board=settings.board,
+        fps=settings.fps,
+        images=settings.images,
+        progress=bar,
+    )
+    return record, hardware_table(record)
+
+
+def built_data(folder: Path) -> str | None:
+    """Return the data set of the network in a build folder; None if it is none, or unknown."""
+    from .build.manifest import MANIFEST_FILE, Manifest
+
+    if not (folder / MANIFEST_FILE).is_file():
+        return None
+    data = Manifest.read(folder).data
+    return None if data == "unknown" else data
 
 
 def doctor_arguments(parser: ArgumentParser) -> None:

@@ -3,7 +3,15 @@
 
 from __future__ import annotations
 
+from brevitas_divqat.victims.hardware import BoardExecutor, RtlExecutor, open_hardware
 from brevitas_divqat.victims.interface import OutputInterface
 from brevitas_divqat.victims.victim import QueryInterface, Victim
 
-__all__ = ["OutputInterface", "QueryInterface", "Victim"]
+__all__ = [
+    "BoardExecutor",
+    "OutputInterface",
+    "QueryInterface",
+    "RtlExecutor",
+    "Victim",
+    "open_hardware",
+]

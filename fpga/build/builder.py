@@ -35,10 +35,12 @@ from .folding import fold
 from .manifest import MANIFEST_FILE, Manifest, build_versions
 
 __all__ = [
+    "BITSTREAM_FOLDER",
     "DATAFLOW_FILE",
     "MODEL_FILE",
     "RTL_FOLDER",
     "SIMULATORS_FOLDER",
+    "SYNTHESIS_FOLDER",
     "BuildConfig",
     "FifoKind",
     "ProfileKind",
@@ -54,6 +56,8 @@ EXPORTED_FILE = "exported.onnx"
 DATAFLOW_FILE = "dataflow.onnx"
 RTL_FOLDER = "rtl"
 SIMULATORS_FOLDER = "simulation/build"
+SYNTHESIS_FOLDER = "synthesis"
+BITSTREAM_FOLDER = "bitstream"
 LOG_FILE = "build.log"
 
 
@@ -152,7 +156,8 @@ class _Build:
         self.board: Board = board(config.board)
         self.integer, self.exported, self.metadata = find_graph(model)
         self.manifest = Manifest(
-            name=f"{self.metadata.model} on {self.metadata.data}",
+            model=self.metadata.model,
+            data=self.metadata.data,
             model_sha256=hashlib.sha256(self.integer).hexdigest(),
             exported_sha256=self.metadata.exported_sha256,
             board=self.board.name,

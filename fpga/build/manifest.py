@@ -22,7 +22,8 @@ class Manifest:
     """A build folder.
 
     Attributes:
-        name: of the network, for people.
+        model: name of the network's architecture.
+        data: name of the data set that it was trained on; ``"unknown"`` where nobody said.
         model_sha256: of the integer graph, ``model.onnx``.
         exported_sha256: of the exported graph that it was made from.
         board: its name.
@@ -34,7 +35,8 @@ class Manifest:
         steps: those that are finished, in order.
     """
 
-    name: str
+    model: str
+    data: str
     model_sha256: str
     exported_sha256: str
     board: str
@@ -51,7 +53,7 @@ class Manifest:
         return [
             f"{name} {mine[name]!r} instead of {theirs[name]!r}"
             for name in mine
-            if name not in ("steps", "name", "exported_sha256") and mine[name] != theirs[name]
+            if name not in ("steps", "exported_sha256") and mine[name] != theirs[name]
         ]
 
     def finish(self, step: str, folder: Path) -> Manifest:

@@ -2,8 +2,9 @@
 """Edits of our copies of finn-rtllib, each with its reason.
 
 FINN's library is written for Vivado. Verilator and Yosys' SystemVerilog reader refuse a few of its
-lines, none of which changes what the hardware does. An edit names the text that it is about; where
-another version of FINN has another text, it fails rather than leave the file as it is.
+lines, none of which changes what the hardware does; one edit mends a queue that overflows. An edit
+names the text that it is about; where another version of FINN has another text, it fails rather
+than leave the file as it is.
 """
 
 from __future__ import annotations
@@ -81,6 +82,10 @@ SHIFTED = (
     "Yosys leaves a shift register that is read by index as flip-flops; a memory with two pointers "
     "holds the same words in the same order and becomes LUTRAM on every family"
 )
+QUEUE = (
+    "the queue is too short for what the pipeline holds when the next layer stops taking, where "
+    "a result comes in every cycle: results were overwritten or lost; FINN's own builds need this"
+)
 STRUCT_LITERAL = "Verilator takes no struct literal in a constant function"
 WILDCARD = "Yosys' reader has no wildcard comparison; the constants on the right have no wildcards"
 X_CHECK = "Yosys' reader has no wildcard comparison; simulation alone reads this line"
@@ -143,6 +148,14 @@ PATCHES: tuple[Patch, ...] = (
         "a delay needs Verilator's slower timing mode; it only arms a warning about DSP start-up",
         "\t\t\t#100ns;\n\t\t\tDirty <= 0;\n",
         "\t\t\tDirty = 0;\n",
+    ),
+    Replace(
+        "mvu_vvu_axi.sv",
+        QUEUE,
+        "MAX_IN_FLIGHT = CORE_PIPELINE_DEPTH;",
+        "SOFT_DEPTH = 4 + $clog2(SIMD) + (SIMD == 1);  // mvu.sv's PIPELINE_DEPTH\n"
+        "\t\tlocalparam int unsigned  MAX_IN_FLIGHT = 1 +\n"
+        "\t\t\t(SOFT_DEPTH > CORE_PIPELINE_DEPTH? SOFT_DEPTH : CORE_PIPELINE_DEPTH);",
     ),
     Replace(
         "thresholding.sv",

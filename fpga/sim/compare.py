@@ -35,6 +35,8 @@ LISTED_MISMATCHES = 10
 REFERENCE_IMAGES = 20
 RESET_IMAGES = 20
 TRACED_IMAGES = 2
+LEAST_STALL = 0.2
+SPARE = 1.5
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ class Check:
         wrong_images: with one wrong score or more.
         wrong_scores: that differ from the integer executor's.
         mismatches: the first of them.
-        cycles_per_frame: mean, of the later half of the frames; None for fewer than three frames.
-        least_cycles: between two of those frames.
-        most_cycles: between two of those frames.
+        cycles_per_frame: mean, of the later half of the frames; None with a reset or for too few frames.
+        least_cycles: between two of those frames, or None.
+        most_cycles: between two of those frames, or None.
         latency: cycles from the first word in to the first score out.
         cycles: simulated.
         interrupted: frames that the reset threw out of the accelerator.
@@ -190,8 +192,8 @@ def simulate_folder(
     stalled_images: int | None = None,
     reset_images: int = RESET_IMAGES,
     reference_images: int = REFERENCE_IMAGES,
-    input_stall: float = 0.3,
-    output_stall: float = 0.3,
+    input_stall: float | None = None,
+    output_stall: float | None = None,
     burst: float = 20.0,
     seed: int = 0,
     processes: int = 1,
@@ -212,8 +214,10 @@ def simulate_folder(
         stalled_images: images of the run with stalls, the first ones; by default all, 0 for none.
         reset_images: images of the run with a reset, the first ones; 0 for none.
         reference_images: first images also compared with qonnx' ``execute_onnx``.
-        input_stall: share of the cycles in which no word is offered.
-        output_stall: share of the cycles in which no score is taken.
+        input_stall: share of the cycles in which no word is offered; by default so many that words
+            come hardly faster than the accelerator needs them, and long stalls starve it.
+        output_stall: share of the cycles in which no score is taken; likewise by default, so that
+            long stalls fill it up.
         burst: mean length of the stalls, in multiples of that of independent ones.
         seed: of the stalls and of random contents of registers.
         processes: that share the images.
@@ -257,6 +261,10 @@ def simulate_folder(
 
     plain, run = check("plain", len(images))
     checks = [plain]
+    if input_stall is None:
+        input_stall = _stall(layout.input.words_per_frame, layout.cycles_per_frame)
+    if output_stall is None:
+        output_stall = _stall(layout.output.words_per_frame, layout.cycles_per_frame)
     stalls = {"input_stall": input_stall, "output_stall": output_stall, "burst": burst}
     if stalled_images:
         checks.append(check("stalled", stalled_images, random_start=True, **stalls)[0])
@@ -311,11 +319,17 @@ def _open_model(path: Path, layout: Layout) -> IntegerExecutor:
     return executor
 
 
+def _stall(words: int, cycles: int) -> float:
+    """Return the share of stalled cycles that leaves some more than a frame's words need."""
+    return max(LEAST_STALL, 1 - SPARE * words / cycles)
+
+
 def _check(
     name: str, run: SimulationRun, expected: NDArray[np.int64], options: dict[str, Any]
 ) -> Check:
     wrong = run.outputs != expected[: len(run.outputs)]
-    intervals = run.intervals()
+    # A reset's own cycles, and those to fill the pipeline again, say nothing about the pace.
+    intervals = run.intervals() if not run.interrupted else np.array([], np.int64)
     return Check(
         name=name,
         options=options,

@@ -285,7 +285,7 @@ class _Part:
         words = self._files["output"].read_bytes()
         if len(words) != self.frames * stream.words_per_frame * (stream.word_bits // 8):
             raise ToolError(
-                f"{self._what} is truncated: {len(words)} bytes of scores; run it again"
+                f"{self._what} is truncated: it left {len(words)} bytes of scores; run it again"
             )
         if "--reset-at" in self._command and found["reset_frame"] < 0:
             raise ConfigError(
@@ -351,8 +351,7 @@ def _run_all(parts: list[_Part], total: int, progress: Progress) -> None:
                         _report(key.data, text, total, show)
                     else:
                         waiting.unregister(key.fileobj)
-            for part in parts:
-                part.result()
+                        key.data.result()  # raises at once where it failed
     finally:
         for part in parts:
             part.stop()

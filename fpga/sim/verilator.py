@@ -20,7 +20,7 @@ from ..rtl.layout import FILE_LIST, LAYOUT_FILE, Layout
 from ..tools import find_program, find_verilator, run_tool
 from .simulator import Simulator
 
-__all__ = ["build_simulator", "verilator_version"]
+__all__ = ["build_simulator", "has_trace_libraries", "verilator_version"]
 
 PROGRAM = "accelerator"
 LOG = "verilator.log"
@@ -90,7 +90,6 @@ def build_simulator(
     layout = Layout.read(rtl)
     sources = _sources(rtl)
     program, env = find_verilator()
-    compiler = find_program("g++")
     flags = [*VERILATOR_FLAGS, "--top-module", layout.top, *_options(gauge, trace, threads)]
     if layout.channels:
         flags.append("-DDIVQAT_PROBES")
@@ -101,14 +100,18 @@ def build_simulator(
     )
     tools = {
         "verilator": verilator_version(),
-        "g++": _first_line([str(compiler), "--version"]),
+        "g++": _first_line([str(find_program("g++")), "--version"]),
     }
     key = _key(rtl, [*flags, shape, *MAKE_FLAGS, *tools.values()])
     built = folder / key
     if not (built / RECORD).is_file():
-        if trace:
-            _check_trace_libraries(compiler)
-        command = [program, *flags, "--build-jobs", str(thread_count(None)), "-CFLAGS", shape]
+        if trace and not has_trace_libraries():
+            raise ToolError(
+                "a waveform needs the headers of liblz4 and zlib, which were not found: install "
+                "them (Debian, Ubuntu: apt install liblz4-dev zlib1g-dev)"
+            )
+        command: list[str | Path] = [program, *flags]
+        command += ["--build-jobs", str(thread_count(None)), "-CFLAGS", shape]
         for flag in MAKE_FLAGS:
             command += ["-MAKEFLAGS", flag]
         _build(rtl, sources, built, command, env, tools)
@@ -209,12 +212,8 @@ def _first_line(command: list[str]) -> str:
     return done.stdout.strip().split("\n")[0]
 
 
-def _check_trace_libraries(compiler: Path) -> None:
-    """Raise ToolError unless the libraries that compress a waveform can be compiled against."""
-    command = [str(compiler), "-fsyntax-only", "-x", "c++", "-include", "lz4.h", "-include"]
-    done = subprocess.run([*command, "zlib.h", os.devnull], capture_output=True, check=False)
-    if done.returncode:
-        raise ToolError(
-            "a waveform needs the headers of liblz4 and zlib, which were not found: install them "
-            "(Debian, Ubuntu: apt install liblz4-dev zlib1g-dev)"
-        )
+def has_trace_libraries() -> bool:
+    """Return whether the libraries that compress a waveform can be compiled against."""
+    command = [str(find_program("g++")), "-fsyntax-only", "-x", "c++", "-include", "lz4.h"]
+    command += ["-include", "zlib.h", os.devnull]
+    return not subprocess.run(command, capture_output=True, check=False).returncode

@@ -363,6 +363,18 @@ def _change(rtl: Path, stream: str, **values: int) -> None:
     replace(layout, **{stream: replace(getattr(layout, stream), **values)}).write(rtl)
 
 
+def test_a_waveform_without_its_libraries_is_refused(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "g++"
+    compiler.write_text('#!/bin/sh\ntest "$1" = --version && echo 1.0\n')
+    compiler.chmod(0o755)
+    monkeypatch.setattr(verilator, "find_program", lambda name: compiler)
+    refuse_to_build(monkeypatch)
+    with pytest.raises(ToolError, match="apt install liblz4-dev zlib1g-dev"):
+        build_simulator(folder[0] / "rtl", tmp_path / "kept", trace=True)
+
+
 def test_no_threads_are_refused(folder: Folder, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="threads is 0"):
         build_simulator(folder[0] / "rtl", tmp_path, threads=0)
@@ -385,6 +397,11 @@ def test_a_right_folder_is_bit_exact(folder: Folder) -> None:
     assert [check.images for check in report.checks] == [FRAMES, FRAMES, 20]
     assert all(check.wrong_scores == check.wrong_images == 0 for check in report.checks)
     assert report.checks[2].interrupted >= 1
+    assert report.checks[2].cycles_per_frame is None
+    stalls = report.checks[1].options
+    assert stalls["input_stall"] == 0.2  # the design takes 36 words in 42 cycles
+    assert stalls["output_stall"] == 1 - 1.5 * 5 / 42
+    assert report.checks[1].cycles > 1.2 * report.checks[0].cycles
     assert report.deviation_percent == 0
     assert report.reference_images == 20
     assert report.channels[0].most == PIXELS + 1

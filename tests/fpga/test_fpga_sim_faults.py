@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Planted faults, FIFO depths, wide ports and waveforms; each needs a Verilator build of its own."""
+"""Planted faults, FIFO depths, wide ports, waveforms: each needs its own Verilator build."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from brevitas_divqat.fpga.rtl.layout import Channel, InputStream, Layout, OutputStream
 from brevitas_divqat.fpga.sim.fifo_sizing import size_fifos
-from brevitas_divqat.fpga.sim.verilator import build_simulator
+from brevitas_divqat.fpga.sim.verilator import build_simulator, has_trace_libraries
 from numpy.typing import NDArray
 
-from brevitas_divqat.errors import ConfigError, DataError, HardwareError, ToolError
+from brevitas_divqat.errors import ConfigError, DataError, HardwareError
 from tests.fpga.tiny_accelerator import FAULTS, write_tiny_accelerator
 
 pytestmark = [
@@ -51,7 +51,7 @@ SAID = {
         r"fork -> join \(fifo_rest, depth 37, holds 0\); a layer lost words",
     ),
     "surplus word": ({}, "no TLAST at a frame's last score"),
-    "no reset": ({"reset_at": 1000}, "breaks the rules|stands still|wrong scores"),
+    "no reset": ({"random_start": True}, "stands still"),
 }
 
 
@@ -61,9 +61,7 @@ def test_a_planted_fault_is_found(tmp_path: Path, fault: str) -> None:
     simulator = build_simulator(tmp_path / "rtl", tmp_path / "kept")
     options, message = SAID[fault]
     with pytest.raises(HardwareError, match=message):
-        found = simulator.run(pictures(), **options).outputs
-        if (found != right(pictures())).any():
-            raise HardwareError("wrong scores")
+        simulator.run(pictures(), **options)
 
 
 def test_every_fault_is_tried() -> None:
@@ -78,6 +76,14 @@ def test_a_wrong_product_gives_other_integers(tmp_path: Path) -> None:
     expected = right(images) + (images == 200).reshape(len(images), -1).sum(1, keepdims=True)
     assert (expected != right(images)).any()
     np.testing.assert_array_equal(found, expected)
+
+
+def test_a_reset_that_leaves_something_behind_gives_other_integers(tmp_path: Path) -> None:
+    write_tiny_accelerator(tmp_path / "rtl", WEIGHTS, shape=SHAPE, fault="no reset")
+    simulator = build_simulator(tmp_path / "rtl", tmp_path / "kept")
+    images = pictures()
+    np.testing.assert_array_equal(simulator.run(images).outputs, right(images))
+    assert (simulator.run(images, reset_at=500).outputs != right(images)).any()
 
 
 def test_fifos_are_sized_so_that_nothing_blocks(tmp_path: Path) -> None:
@@ -205,13 +211,10 @@ def test_a_word_after_the_last_one_is_found(tmp_path: Path) -> None:
         simulator.run(np.zeros((1, 1, 1, 1), np.uint8))
 
 
+@pytest.mark.skipif(not has_trace_libraries(), reason="needs the headers of liblz4 and zlib")
 def test_a_waveform_is_written(tmp_path: Path) -> None:
     write_tiny_accelerator(tmp_path / "rtl", WEIGHTS, shape=SHAPE)
-    try:
-        simulator = build_simulator(tmp_path / "rtl", tmp_path / "kept", trace=True)
-    except ToolError as error:
-        assert "apt install liblz4-dev zlib1g-dev" in str(error)
-        pytest.skip("needs the headers of liblz4 and zlib")
+    simulator = build_simulator(tmp_path / "rtl", tmp_path / "kept", trace=True)
     file = tmp_path / "wave.fst"
     run = simulator.run(pictures(3), trace=file)
     np.testing.assert_array_equal(run.outputs, right(pictures(3)))
