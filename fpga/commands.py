@@ -46,13 +46,16 @@ def build_arguments(parser: ArgumentParser) -> None:
 
 def build(settings: Namespace) -> None:
     """Build a network into a folder, or go on with an interrupted build."""
-    from .build.builder import BuildConfig, build
+    from .build.builder import BITSTREAM_FOLDER, PLACEMENT_TABLE, BuildConfig, build
     from .build.estimates import Estimates, table
 
     names = ("board", "fps", "clock_ns", "profile", "fifos")
     config = BuildConfig(**{name: settings[name] for name in names})
     build(settings.model, settings.out, config, progress=bar)
     print(table(Estimates.read(settings.out)))
+    placed = settings.out / BITSTREAM_FOLDER / PLACEMENT_TABLE
+    if placed.is_file():
+        print(placed.read_text(encoding="utf-8"))
     print(f"\n{settings.out}: see {settings.out / 'README.md'}")
     print(f"next:  divqat simulate {settings.out}   (bit for bit against the graph)")
     print(f"       divqat synth {settings.out}      (resources by layer)")
@@ -62,7 +65,10 @@ def simulate_arguments(parser: ArgumentParser) -> None:
     """Add the flags of `divqat simulate`, except those that choose images."""
     parser.add_argument("folder", type=Path, help="a folder that `divqat build` wrote.")
     parser.add_argument(
-        "--stall", type=float, default=0.3, help="share of cycles with stalls, at either end."
+        "--stall",
+        type=float | None,
+        default=None,
+        help="share of cycles with stalls at either end; by default what just slows it down.",
     )
     parser.add_argument(
         "--processes", type=int, default=None, help="that share the images; by default the cores."

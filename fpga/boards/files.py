@@ -29,7 +29,8 @@ CONFIG_FILE = "board_config.sv"
 DRIVER_FILE = "divqat_host.py"
 
 BAUD = 1_000_000
-"""Bits per second on the serial line: 25 MHz / 25, and 3 MHz / 3 in the FTDI: both exact."""
+"""Bits per second on the serial line: 25 MHz / 25 and 27 MHz / 27 on the boards, 3 MHz / 3 in the
+ULX3S's USB converter: all exact."""
 
 SHARED = (
     "board_protocol.sv",
@@ -99,6 +100,12 @@ TOPS = {
         "ulx3s-85f.lpf",
         25_000_000,
         BoardPins("clk_25mhz", "ftdi_txd", "ftdi_rxd", "btn_fire1"),
+    ),
+    "tang-nano-20k": BoardTop(
+        "tang_nano_20k_top.sv",
+        "tang-nano-20k.cst",
+        27_000_000,
+        BoardPins("clk_27mhz", "uart_rx", "uart_tx", "button_s1"),
     ),
 }
 

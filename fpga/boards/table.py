@@ -4,8 +4,8 @@
 FINN's boards stand here with FINN's names and parts, so that nothing of FINN is imported to list
 them; a test compares the table with FINN's. Resources are those of the whole part, from AMD's data
 sheets DS190 (Zynq-7000), DS891 (Zynq UltraScale+), DS889 (RFSoC), DS987 (K26), DS890 (the parts of
-the Alveo cards), DS950 and DS1013 (Versal) and from Lattice's FPGA-DS-02012 (ECP5). A shell takes
-its share of them.
+the Alveo cards), DS950 and DS1013 (Versal), from Lattice's FPGA-DS-02012 (ECP5) and from Gowin's
+DS226 (GW2AR). A shell takes its share of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["BOARDS", "Board", "Family", "Flow", "Resources", "Shell", "board"]
 Flow = Literal["finn", "open"]
 """``finn``: the bitstream comes from FINN and Vivado; ``open``: from Yosys and nextpnr."""
 
-Family = Literal["xc7", "xcup", "versal", "ecp5"]
+Family = Literal["xc7", "xcup", "versal", "ecp5", "gowin"]
 """Which cells the part has."""
 
 Shell = Literal["vivado_zynq", "vitis_alveo", "none", "uart"]
@@ -36,10 +36,10 @@ class Resources:
     """What a part has.
 
     Attributes:
-        LUT: look-up tables: of 6 inputs on AMD's parts, of 4 on Lattice's.
+        LUT: look-up tables: of 6 inputs on AMD's parts, of 4 on Lattice's and Gowin's.
         FF: flip-flops.
         BRAM18: block RAMs of 18 kbit; AMD's of 36 kbit count twice.
-        DSP: multiplier blocks: DSP48, DSP58, or 18 x 18 bit multipliers on Lattice's parts.
+        DSP: multiplier blocks: DSP48, DSP58, or 18 x 18 bit multipliers elsewhere.
         URAM: UltraRAMs of 288 kbit.
     """
 
@@ -107,6 +107,7 @@ VC1902 = Resources(LUT=899_840, FF=1_799_680, BRAM18=1_934, DSP=1_968, URAM=463)
 VE2802 = Resources(LUT=520_704, FF=1_041_408, BRAM18=1_200, DSP=1_312, URAM=264)
 XCV80 = Resources(LUT=2_574_208, FF=5_148_416, BRAM18=7_482, DSP=10_848, URAM=1_925)
 LFE5U_85F = Resources(LUT=83_640, FF=83_640, BRAM18=208, DSP=156, URAM=0)
+GW2AR_18 = Resources(LUT=20_736, FF=15_552, BRAM18=46, DSP=48, URAM=0)
 
 
 def _zynq(name: str, part: str, resources: Resources) -> Board:
@@ -150,8 +151,12 @@ BOARDS: dict[str, Board] = {
         _versal("VCK190", "xcvc1902-vsva2197-2MP-e-S", VC1902),
         _versal("VEK280", "xcve2802-vsvh1760-2MP-e-S", VE2802),
         _versal("V80", "xcv80-lsva4737-2MHP-e-s", XCV80),
-        # RTL for a small 7-series part: its multipliers are written out for the ECP5.
+        # RTL for a small 7-series part: its multipliers are written out for other families.
         _open("ulx3s-85f", "LFE5U-85F-6BG381C", "ecp5", 40.0, LFE5U_85F, "xc7z020clg400-1"),
+        _open(
+            *("tang-nano-20k", "GW2AR-LV18QN88C8/I7", "gowin"),
+            *(1000 / 27, GW2AR_18, "xc7z020clg400-1"),
+        ),
     )
 }
 """Every board, by name."""
@@ -162,6 +167,8 @@ ALIASES = {
     "kv260": "KV260_SOM",
     "pynqz1": "Pynq-Z1",
     "pynqz2": "Pynq-Z2",
+    "tang": "tang-nano-20k",
+    "tangnano20k": "tang-nano-20k",
     "ulx3s": "ulx3s-85f",
     "ultra96v2": "Ultra96-V2",
 }

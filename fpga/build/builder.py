@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 from qonnx.core.modelwrapper import ModelWrapper
+from rich.console import Console
 
 from brevitas_divqat.errors import GraphError, HardwareError, RunExists, check_choice
 from brevitas_divqat.executors.loading import load_graph
@@ -20,13 +22,17 @@ from brevitas_divqat.export import (
     is_integer_graph_of,
     to_integer_graph,
 )
-from brevitas_divqat.files import make_folder, write_bytes
+from brevitas_divqat.files import make_folder, write_bytes, write_text
 from brevitas_divqat.progress import Progress, silent
 
+from ..boards.files import board_sources, write_driver
 from ..boards.table import Board, board
 from ..finn_environment import prepare, quiet
 from ..rtl.layout import Layout
 from ..rtl.stitch import resize_fifos, write_rtl
+from ..sim.fifo_sizing import size_fifos
+from ..synth.place_and_route import place_and_route
+from ..synth.placement import render_placement
 from .bitfile import run_finn
 from .dataflow import to_dataflow
 from .estimates import RESOURCES, Estimates, estimate
@@ -38,6 +44,7 @@ __all__ = [
     "BITSTREAM_FOLDER",
     "DATAFLOW_FILE",
     "MODEL_FILE",
+    "PLACEMENT_TABLE",
     "RTL_FOLDER",
     "SIMULATORS_FOLDER",
     "SYNTHESIS_FOLDER",
@@ -59,6 +66,8 @@ SIMULATORS_FOLDER = "simulation/build"
 SYNTHESIS_FOLDER = "synthesis"
 BITSTREAM_FOLDER = "bitstream"
 LOG_FILE = "build.log"
+PLACEMENT_TABLE = "placement.txt"
+TABLE_COLUMNS = 100
 
 
 @dataclass(frozen=True)
@@ -265,8 +274,6 @@ class _Build:
             )
 
     def _fifos(self) -> None:
-        from ..sim.fifo_sizing import size_fifos
-
         rtl = self.folder / RTL_FOLDER
         shape = Layout.read(rtl).input.shape
         noise = np.random.default_rng(0).integers(0, 256, (1, *shape), dtype=np.uint8)
@@ -289,3 +296,17 @@ class _Build:
     def _bitfile(self) -> None:
         if self.board.flow == "finn":
             run_finn(self.folder)
+            return
+        rtl, made = self.folder / RTL_FOLDER, self.folder / BITSTREAM_FOLDER
+        placed = place_and_route(
+            rtl,
+            made,
+            self.board.part,
+            board_sources(self.board, Layout.read(rtl), made),
+            synthesis=self.folder / SYNTHESIS_FOLDER / self.board.family,
+            progress=self.progress,
+        )
+        write_driver(made)
+        shown = io.StringIO()
+        Console(file=shown, width=TABLE_COLUMNS).print(render_placement(placed))
+        write_text(made / PLACEMENT_TABLE, shown.getvalue())

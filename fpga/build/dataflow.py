@@ -200,6 +200,11 @@ class _Translation:
                 f"{height}x{width}: it must fit in"
             )
         out = [(height - extent[0]) // strides[0] + 1, (width - extent[1]) // strides[1] + 1]
+        if list(kernel) == out == [1, 1]:
+            raise HardwareError(
+                f"{self.layer}: it takes one of {height}x{width} pixels, for which FINN has no RTL "
+                "layer: pool the map instead"
+            )
         words = [1, *out, channels * kernel[0] * kernel[1]]
         self.add(
             "ConvolutionInputGenerator",
@@ -272,7 +277,8 @@ class _Translation:
             depthwise=depthwise,
         )
         vectors = self.tensors[windows][0][:-1]
-        if not depthwise:
+        # FINN folds a depthwise layer together with what feeds it: there must be something.
+        if not depthwise or windows == self.integer.graph.input[0].name:
             dense = _dense(values, groups).transpose(2, 3, 1, 0).reshape(-1, outputs)
             self.matrix(windows, node, dense, datatype, vectors)
             return
@@ -368,6 +374,10 @@ class _Translation:
             raise HardwareError(
                 f"{self.layer}: max pooling pads signed numbers with zeros: pool without padding, "
                 "or after a ReLU"
+            )
+        if kernel == strides == [1, 1]:
+            raise HardwareError(
+                f"{self.layer}: max pooling of single pixels has no hardware layer: leave it out"
             )
         window = self.window(
             source,

@@ -102,8 +102,8 @@ README = """\
 ```
 
 These need Vivado and write into `finn/`; `--stop step_generate_estimate_reports` ends FINN+ with
-its estimates. Without Vivado, `divqat build` makes the estimates by FINN's formulas: `estimates.txt`
-(FINN's own report comes after it has narrowed types: LUT there are a few percent fewer).
+its estimates. Without Vivado, `divqat build` estimates by FINN's formulas: `estimates.txt` (FINN's
+own report comes after it has narrowed types: LUT there are a few percent fewer).
 {no_simple}
 The steps in `divqat_steps.py` turn the integer graph into FINN's layers without streamlining, so
 that no threshold is moved. Before hardware is generated, they compare every threshold with those
@@ -117,8 +117,8 @@ last, or all pixels in the order of the graph where the first layer is fully con
 `folding_config.json` folds FINN's layers as the RTL beside it is folded; `specialize_layers.json`
 asks for RTL where FINN has it.
 
-Tested with FINN+ {finn} up to its estimates. The steps beyond were not run, and of AMD FINN only parts
-of the development branch were read.
+Tested with FINN+ {finn} up to its estimates. The steps beyond were not run, and of AMD FINN only
+parts of the development branch were read.
 
 Made with
 {versions}

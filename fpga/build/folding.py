@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from onnx import NodeProto
@@ -18,6 +19,9 @@ WEIGHT_WORD_BITS = 36
 """Weights that one processing element reads at a time: the width of a block RAM's port."""
 
 NANOSECONDS = 1e9
+
+ROUNDING = 1e-6
+"""Of a cycle: what a rate that is a whole number of cycles may lose to rounding."""
 
 
 def fold(dataflow: ModelWrapper, *, part: str, fps: float, clock_ns: float) -> ModelWrapper:
@@ -40,8 +44,8 @@ def fold(dataflow: ModelWrapper, *, part: str, fps: float, clock_ns: float) -> M
     from finn.transformation.fpgadataflow.set_folding import SetFolding
     from finn.transformation.fpgadataflow.specialize_layers import SpecializeLayers
 
-    if not (fps > 0 and clock_ns > 0):
-        raise HardwareError(f"fps is {fps}, the clock {clock_ns} ns: both must be above 0")
+    if not (0 < fps < math.inf and 0 < clock_ns < math.inf):
+        raise HardwareError(f"fps is {fps}, the clock {clock_ns} ns: both must be numbers above 0")
     layers = {node.output[0]: node.doc_string for node in dataflow.graph.node}
     model = dataflow.transform(SpecializeLayers(part)).transform(GiveUniqueNodeNames())
     for node in model.graph.node:
@@ -51,19 +55,21 @@ def fold(dataflow: ModelWrapper, *, part: str, fps: float, clock_ns: float) -> M
                 f"{node.doc_string}: FINN has no RTL layer for these weights on {part}: expected "
                 "2 to 8 bits in a narrow range (-7 to 7 for 4 bits); see `divqat check`"
             )
-    target = NANOSECONDS / (clock_ns * fps)
+    target = math.floor(NANOSECONDS / (clock_ns * fps) + ROUNDING)
     model = model.transform(
-        SetFolding(max(1, int(target)), mvau_wwidth_max=WEIGHT_WORD_BITS, two_pass_relaxation=True)
+        SetFolding(max(1, target), mvau_wwidth_max=WEIGHT_WORD_BITS, two_pass_relaxation=True)
     )
     _fold_kernels_back(model)
+    _fold_last_windows_back(model)
     cycles = layer_cycles(model)
     slowest = max(cycles, key=lambda name: cycles[name])
     if cycles[slowest] > target:
         layer = next(node.doc_string for node in model.graph.node if node.name == slowest)
+        highest = _rounded_down(NANOSECONDS / (clock_ns * cycles[slowest]))
         raise HardwareError(
-            f"--fps {fps:g} leaves {target:,.0f} clock cycles of {clock_ns:g} ns for a frame, and "
+            f"--fps {fps:g} leaves {target:,} clock cycles of {clock_ns:g} ns for a frame, and "
             f"{layer} ({slowest}) takes {cycles[slowest]:,} however it is folded: ask for at most "
-            f"{NANOSECONDS / (clock_ns * cycles[slowest]):,.0f} fps, or for a faster clock"
+            f"{highest} fps, or for a faster clock"
         )
     return model
 
@@ -73,11 +79,25 @@ def layer_cycles(model: ModelWrapper) -> dict[str, int]:
     return {node.name: int(getCustomOp(node).get_exp_cycles()) for node in model.graph.node}
 
 
+def _rounded_down(rate: float) -> str:
+    """Write a rate with six digits, such that it is reached when it is asked for."""
+    digits = 5 - math.floor(math.log10(rate))
+    return f"{math.floor(rate * 10.0**digits) / 10.0**digits:.{max(0, digits)}f}"
+
+
 def _fold_kernels_back(model: ModelWrapper) -> None:
     """Let depthwise layers take one pixel of the window at a time, as their RTL module does."""
     for node, windows in _depthwise(model):
         getCustomOp(node).set_nodeattr("SIMD", 1)
         getCustomOp(windows).set_nodeattr("parallel_window", 0)
+
+
+def _fold_last_windows_back(model: ModelWrapper) -> None:
+    """Let windows that cover the whole map leave in parts: FINN cannot generate them otherwise."""
+    for node in model.get_nodes_by_op_type("ConvolutionInputGenerator_rtl"):
+        windows = getCustomOp(node)
+        if list(windows.get_nodeattr("OFMDim")) == [1, 1]:
+            windows.set_nodeattr("parallel_window", 0)
 
 
 def _depthwise(model: ModelWrapper) -> Iterator[tuple[NodeProto, NodeProto]]:

@@ -64,7 +64,7 @@ def translate_layer(
         scratch: an empty folder for what FINN generates.
 
     Raises:
-        HardwareError: if the node has no RTL.
+        HardwareError: if the node has no RTL, or FINN cannot generate it.
     """
     own = OWN_MODULES.get(node.op_type)
     if own is not None:
@@ -131,7 +131,14 @@ def _finn_layer(
 
     layer: Any = getCustomOp(node)
     layer.set_nodeattr("code_gen_dir_ipgen", str(scratch))
-    layer.code_generation_ipgen(model, part, clock_ns)
+    try:
+        layer.code_generation_ipgen(model, part, clock_ns)
+    except Exception as error:  # assertions and arithmetic errors about the layer's sizes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise HardwareError(
+            f"{node.doc_string}: FINN cannot generate {node.name} ({reason}): choose another "
+            "kernel, stride or --fps"
+        ) from error
     files = [Path(str(file)) for file in layer.get_rtl_file_list(abspath=True)]
     inner = layer.get_nodeattr("gen_top_module") or node.name
     inputs = (layer.get_instream_width_padded(0),)

@@ -84,7 +84,7 @@ SHIFTED = (
 )
 QUEUE = (
     "the queue is too short for what the pipeline holds when the next layer stops taking, where "
-    "a result comes in every cycle: results were overwritten or lost; FINN's own builds need this"
+    "a result comes in every cycle: results are overwritten or lost"
 )
 STRUCT_LITERAL = "Verilator takes no struct literal in a constant function"
 WILDCARD = "Yosys' reader has no wildcard comparison; the constants on the right have no wildcards"

@@ -20,7 +20,7 @@ from brevitas_divqat.files import make_folder, write_text
 from brevitas_divqat.progress import Progress, silent
 
 from .layers import HDL, LayerModule, stream_width, translate_layer
-from .layout import FILE_LIST, Channel, InputStream, Layer, Layout, OutputStream
+from .layout import FILE_LIST, LAYOUT_FILE, Channel, InputStream, Layer, Layout, OutputStream
 from .patches import patched
 
 __all__ = ["TOP", "resize_fifos", "write_rtl"]
@@ -81,6 +81,7 @@ def write_rtl(
         exported_sha256=exported_sha256,
     )
     make_folder(folder)
+    (folder / LAYOUT_FILE).unlink(missing_ok=True)
     sources = _sources(modules)
     for name, text in sources.items():
         write_text(folder / name, text)
@@ -128,7 +129,7 @@ def _with_converters(dataflow: ModelWrapper, part: str) -> ModelWrapper:
     from finn.transformation.fpgadataflow.insert_dwc import InsertDWC
     from finn.transformation.fpgadataflow.specialize_layers import SpecializeLayers
 
-    layers = {node.output[0]: node.doc_string for node in dataflow.graph.node}
+    layers = {name: node.doc_string for node in dataflow.graph.node for name in node.output}
     model = dataflow.transform(InsertDWC())
     for node in model.graph.node:
         if node.op_type == "StreamingDataWidthConverter":

@@ -67,7 +67,8 @@ class Check:
         wrong_images: with one wrong score or more.
         wrong_scores: that differ from the integer executor's.
         mismatches: the first of them.
-        cycles_per_frame: mean, of the later half of the frames; None with a reset or for too few frames.
+        cycles_per_frame: mean, of the later half of the frames; None with a reset,
+            or for too few frames.
         least_cycles: between two of those frames, or None.
         most_cycles: between two of those frames, or None.
         latency: cycles from the first word in to the first score out.
@@ -194,7 +195,7 @@ def simulate_folder(
     reference_images: int = REFERENCE_IMAGES,
     input_stall: float | None = None,
     output_stall: float | None = None,
-    burst: float = 20.0,
+    burst: float = 2.0,
     seed: int = 0,
     processes: int = 1,
     threads: int = 1,

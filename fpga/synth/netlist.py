@@ -28,14 +28,17 @@ RECORD = "gates.json"
 LOG_FILE = "gates.log"
 MODELS = Path(__file__).parent / "models"
 
+SPECIFY = re.compile(r"^\s*specify\b.*?\bendspecify\b", re.S | re.M)
+
 
 def gate_netlist(rtl: Path, folder: Path, family: str, *, progress: Progress = silent) -> Path:
     """Write the netlist of a synthesis as Verilog beside models of its cells.
 
     The netlist is the one that is placed and routed, cell by cell: nothing is left out and
-    nothing is replaced. Yosys describes the behaviour of LUTs, flip-flops, carry chains and LUT
-    RAMs; the models of block RAMs and multipliers are this package's own. What place-and-route
-    changes afterwards is not in it: it leaves out cells that drive nothing, and knows delays.
+    nothing is replaced. Yosys describes the behaviour of flip-flops, carry chains, LUT RAMs and
+    wide multiplexers; the models of block RAMs, multipliers and LUTs are this package's own. What
+    place-and-route does afterwards is not in it: it drops cells that drive nothing, ties pins
+    that are not connected, and knows delays.
 
     Args:
         rtl: folder that holds ``files.f`` and ``rtl.json``.
@@ -103,8 +106,12 @@ def _models(target: Family, used: set[str]) -> str:
     """Collect the models of some cells and of what these instantiate."""
     known: dict[str, str] = {}
     for file in target.models:
-        known |= dict(_modules(_with_includes(cells_folder() / file)))
-    # Where Yosys gives no more than ports, this package's own model stands in.
+        text = _with_includes(cells_folder() / file)
+        # Delays are for static timing analysis; the simulation knows cycles alone.
+        known |= dict(
+            _modules(re.sub(r"^\s*specify\b.*?\bendspecify\b", "", text, flags=re.S | re.M))
+        )
+    # This package's own models stand in where Yosys gives no more than ports.
     known |= dict(_modules((MODELS / f"{target.name}.sv").read_text(encoding="utf-8")))
     wanted, found = sorted(used), dict[str, str]()
     while wanted:

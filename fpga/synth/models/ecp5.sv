@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Behaviour of the two ECP5 cells that Yosys describes by their ports alone, in the modes that its
-// maps of memories and multipliers use (Lattice FPGA-TN-02204 and FPGA-TN-02205). Any other mode
-// is refused when the simulation is built.
+// Behaviour of the ECP5 cells that Yosys describes by their ports alone, in the modes that its maps
+// of memories and multipliers use (Lattice FPGA-TN-02204 and FPGA-TN-02205); any other mode is
+// refused when the simulation is built. And of LUTs, as one index each: Yosys' cascades of
+// multiplexers become half as much C++ again.
 
 // 18 kbit of memory with two ports, without output registers.
 //
@@ -231,4 +232,14 @@ module MULT18X18D (
   wire signed [18:0] right = {SIGNEDB & b[17], b};
   wire signed [37:0] product = left * right;
   assign {P35, P34, P33, P32, P31, P30, P29, P28, P27, P26, P25, P24, P23, P22, P21, P20, P19, P18, P17, P16, P15, P14, P13, P12, P11, P10, P9, P8, P7, P6, P5, P4, P3, P2, P1, P0} = product[35:0];
+endmodule
+
+module LUT4 (input A, B, C, D, output Z);
+  parameter [15:0] INIT = 16'h0000;
+  assign Z = INIT[{D, C, B, A}];
+endmodule
+
+module LUT2 (input A, B, output Z);
+  parameter [3:0] INIT = 4'h0;
+  assign Z = INIT[{B, A}];
 endmodule
