@@ -122,6 +122,8 @@ def _way_on(argv: list[str]) -> str:
     """Say how to go on after an interruption, where that is possible."""
     if _command_name(argv) in ("run", "train"):
         return "; what is finished is kept, go on with --resume"
+    if _command_name(argv) == "build":
+        return "; what is finished is kept, go on with the same command"
     return ""
 
 
@@ -143,6 +145,9 @@ def _parse(argv: list[str]) -> tuple[_Command, Namespace]:
     subcommands = top.add_subcommands(metavar="COMMAND", help="")
     if "" in argv or any(a.startswith("--") and a.endswith("=") for a in argv):
         raise ConfigError("an argument is empty: give it a value or leave it out")
+    places = sum(a in ("-o", "--out") or a.startswith("--out=") for a in argv)
+    if places > 1:
+        raise ConfigError(f"--out is given {places} times: give it once")
     name = _command_name(argv)
     for key, command in COMMANDS.items():
         parser = _Parser(description=command.help, allow_abbrev=False)

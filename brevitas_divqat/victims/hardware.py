@@ -39,8 +39,9 @@ class HardwareExecutor(GraphExecutor):
     """
 
     def __init__(self, folder: Path) -> None:
-        from brevitas_divqat.fpga.build.builder import MODEL_FILE
+        from brevitas_divqat.fpga.build.builder import MODEL_FILE, RTL_FOLDER
         from brevitas_divqat.fpga.build.manifest import Manifest
+        from brevitas_divqat.fpga.rtl.layout import Layout
 
         self.folder = Path(folder)
         manifest = Manifest.read(self.folder)
@@ -50,6 +51,11 @@ class HardwareExecutor(GraphExecutor):
             raise HardwareError(
                 f"{self.folder / MODEL_FILE} is not the graph that was built ({self.sha256[:12]} "
                 f"instead of {manifest.model_sha256[:12]}): build the folder again"
+            )
+        if Layout.read(self.folder / RTL_FOLDER).model_sha256 != self.sha256:
+            raise HardwareError(
+                f"{self.folder / RTL_FOLDER} was made from another graph than {MODEL_FILE} beside "
+                "it: build the folder again"
             )
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

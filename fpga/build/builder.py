@@ -14,7 +14,7 @@ import numpy as np
 from qonnx.core.modelwrapper import ModelWrapper
 from rich.console import Console
 
-from brevitas_divqat.errors import GraphError, HardwareError, RunExists, check_choice
+from brevitas_divqat.errors import GraphError, HardwareError, RunExists, ToolError, check_choice
 from brevitas_divqat.executors.loading import load_graph
 from brevitas_divqat.export import (
     GraphMetadata,
@@ -33,6 +33,7 @@ from ..rtl.stitch import resize_fifos, write_rtl
 from ..sim.fifo_sizing import size_fifos
 from ..synth.place_and_route import place_and_route
 from ..synth.placement import render_placement
+from ..tools import find_verilator
 from .bitfile import run_finn
 from .dataflow import to_dataflow
 from .estimates import RESOURCES, Estimates, estimate
@@ -212,22 +213,46 @@ class _Build:
         if (self.folder / MANIFEST_FILE).is_file():
             found = Manifest.read(self.folder)
             differences = self.manifest.differences(found)
-            if differences:
+            if not differences:
+                self.manifest = found
+            elif set(found.steps) - {"graph"}:  # else it stopped before there was anything
                 raise RunExists(
                     f"{self.folder} holds another build ({'; '.join(differences)}): choose "
                     "another folder"
                 )
-            self.manifest = found
         elif self.folder.is_dir() and any(self.folder.iterdir()):
             raise RunExists(f"{self.folder} is not empty and no build folder: choose another one")
+        self._check_model()
+        self._check_simulator()
         make_folder(self.folder)
         if not self.manifest.steps:
             self.manifest.write(self.folder)
+
+    def _check_model(self) -> None:
+        """Raise HardwareError if a resumed build's graph is another one than was begun with."""
+        file = self.folder / MODEL_FILE
+        if self.manifest.steps and not (file.is_file() and file.read_bytes() == self.integer):
+            raise HardwareError(
+                f"{file} is not the graph that this build began with: build into another folder"
+            )
+
+    def _check_simulator(self) -> None:
+        """Raise ToolError now, before anything is built, if FIFOs cannot be measured later."""
+        if "fifos" not in self._steps() or "fifos" in self.manifest.steps:
+            return
+        try:
+            find_verilator()
+        except ToolError as error:
+            raise ToolError(
+                f"{error}; or build with --fifos default, which needs none of this and may cost "
+                "frame rate"
+            ) from error
 
     # Steps
 
     def _graph(self) -> None:
         write_bytes(self.folder / MODEL_FILE, self.integer)
+        (self.folder / EXPORTED_FILE).unlink(missing_ok=True)
         if self.exported is not None:
             write_bytes(self.folder / EXPORTED_FILE, self.exported)
 

@@ -90,6 +90,8 @@ class Manifest:
                 "build into another folder"
             )
         try:
+            if not isinstance(content["steps"], list):
+                raise TypeError(content["steps"])
             return cls(**content | {"steps": tuple(content["steps"])})
         except (KeyError, TypeError) as error:
             raise HardwareError(f"{file} is damaged: build into another folder") from error

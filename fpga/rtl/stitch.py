@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -104,7 +105,7 @@ def resize_fifos(folder: Path, depths: Mapping[str, int]) -> Layout:
         depths: words by FIFO, at least 2 each; FIFOs that are not named keep theirs.
 
     Raises:
-        HardwareError: if the folder holds no RTL, or there is no such FIFO.
+        HardwareError: if the folder holds no RTL, it is damaged, or there is no such FIFO.
     """
     layout = Layout.read(folder)
     known = {channel.fifo for channel in layout.channels}
@@ -116,8 +117,15 @@ def resize_fifos(folder: Path, depths: Mapping[str, int]) -> Layout:
         for channel in layout.channels
     )
     text = (folder / TOP_FILE).read_text(encoding="utf-8")
-    for old, new in zip(layout.channels, channels, strict=True):
-        text = text.replace(_fifo_head(old), _fifo_head(new))
+    for channel in channels:
+        # Whatever depth it has there: an interruption may have left another one than the layout's.
+        head = rf"  stream_fifo #\(\.BITS\({channel.bits}\), \.DEPTH\(\d+\)\) {channel.fifo} \("
+        text, found = re.subn(head, _fifo_head(channel), text)
+        if found != 1:
+            raise HardwareError(
+                f"{folder / TOP_FILE} has {found} FIFOs {channel.fifo} of {channel.bits} bits, "
+                "expected 1: build the folder again"
+            )
     write_text(folder / TOP_FILE, text)
     layout = replace(layout, channels=channels)
     layout.write(folder)

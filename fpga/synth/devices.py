@@ -81,11 +81,13 @@ DEVICES: dict[str, Device] = {
                 ("RAM16SDP4", "LUT RAM"),
                 ("DFF", "FF"),
                 ("BSRAM", "block RAM"),
-                ("MULT18X18", "multiplier"),
+                ("MULT9X9", "multiplier, 9 bits"),
+                ("MULT18X18", "multiplier, 18 bits"),
                 ("IOB", "pin"),
             ),
-            # Gowin DS226, table 1-1.
-            capacity=Usage(LUT=20_736, LUTRAM=20_736, FF=15_552, BRAM=46, DSP=48),
+            # Gowin DS226, table 1-1; 648 LUT RAMs of six LUTs each; multipliers of 9 bits, or half
+            # as many of 18.
+            capacity=Usage(LUT=20_736, LUTRAM=3_888, FF=15_552, BRAM=46, DSP=96),
         ),
     )
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 from brevitas_divqat.errors import HardwareError, ToolError
 
-__all__ = ["FAMILIES", "Family", "Usage", "family_named"]
+__all__ = ["FAMILIES", "Family", "MendedFile", "Usage", "family_named"]
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,25 @@ GOWIN_CELLS: dict[str, Usage] = {
 
 
 @dataclass(frozen=True)
+class MendedFile:
+    """A file of Yosys' share that is used with a change.
+
+    Attributes:
+        name: of the changed copy.
+        source: in Yosys' share.
+        pattern: what is changed; it must be there.
+        replacement: what takes its place.
+        reason: why.
+    """
+
+    name: str
+    source: str
+    pattern: str
+    replacement: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Family:
     """A family of devices.
 
@@ -107,6 +126,7 @@ class Family:
         defines: macros for the RTL. ``VERILATOR`` makes FINN's matrix unit multiply in plain
             SystemVerilog, where it otherwise instantiates AMD's multiplier blocks.
         black_boxes: cells that the RTL instantiates, as (file in Yosys' share, module).
+        mended: files that the commands read.
         commands: that map the RTL's logic to cells; ``{top}`` is the top.
         board_commands: the same for a whole board; empty where there is no open way to a
             bitstream.
@@ -121,6 +141,7 @@ class Family:
     title: str
     defines: tuple[str, ...]
     black_boxes: tuple[tuple[str, str], ...]
+    mended: tuple[MendedFile, ...]
     commands: tuple[str, ...]
     board_commands: tuple[str, ...]
     delay_ps: int
@@ -155,6 +176,35 @@ XC7 = "synth_xilinx -family xc7 -flatten -noiopad -noclkbuf -top {top}"
 XCUP = "synth_xilinx -family xcup -flatten -noiopad -noclkbuf -top {top}"
 GOWIN = "synth_gowin -family gw2a -top {top}"
 
+XCUP_LUTRAMS = MendedFile(
+    "lutrams_xcu.txt",
+    "xilinx/lutrams_xcu.txt",
+    r'option "ABITS" 16 \{\s*abits 16;',
+    'option "ABITS" 9 {\n\t\tabits 9;',
+    "the deepest single-port LUT RAM is said to have 2^16 words, where the device has 2^9 and the "
+    "map behind the description knows no more: memories of weights then end in an error",
+)
+
+GOWIN_BRAMS = MendedFile(
+    "brams_gowin.txt",
+    "gowin/brams.txt",
+    r"ram block \$__GOWIN_SP_ \{.*?^\}\s*ram block \$__GOWIN_DP_ \{.*?^\}",
+    "",
+    "nextpnr checks port B's address at the single-port block RAM, which has none, and not at the "
+    "dual-port one (its issue 1803): violations that are none, and a clock that is not checked",
+)
+
+
+def _gowin(options: str) -> tuple[str, ...]:
+    """Give synth_gowin's own steps, with the mended description of block RAMs."""
+    return (
+        f"{GOWIN} {options} -run begin:map_ram",
+        f"memory_libmap -lib +/gowin/lutrams.txt -lib {GOWIN_BRAMS.name}",
+        "techmap -map +/gowin/lutrams_map.v -map +/gowin/brams_map.v",
+        f"{GOWIN} {options} -run map_ffram:",
+    )
+
+
 FAMILIES: dict[str, Family] = {
     f.name: f
     for f in (
@@ -163,6 +213,7 @@ FAMILIES: dict[str, Family] = {
             title="Zynq-7000",
             defines=(),
             black_boxes=AMD_BLACK_BOXES,
+            mended=(),
             commands=(XC7,),
             board_commands=(),
             delay_ps=5000,
@@ -174,10 +225,11 @@ FAMILIES: dict[str, Family] = {
             title="UltraScale+",
             defines=(),
             black_boxes=AMD_BLACK_BOXES,
-            # synth_xilinx's own choice of memories, but from a mended description.
+            mended=(XCUP_LUTRAMS,),
+            # synth_xilinx's own steps, with the mended description of LUT RAMs.
             commands=(
                 f"{XCUP} -run begin:map_memory",
-                "memory_libmap -logic-cost-rom 0.015625 -lib {lutrams} "
+                f"memory_libmap -logic-cost-rom 0.015625 -lib {XCUP_LUTRAMS.name} "
                 "-lib +/xilinx/brams_xc4v.txt -D HAS_SIZE_36 -D HAS_MIXWIDTH_SDP -D HAS_ADDRCE "
                 "-no-auto-huge",
                 "techmap -map +/xilinx/lutrams_xc5v_map.v",
@@ -194,6 +246,7 @@ FAMILIES: dict[str, Family] = {
             title="ECP5",
             defines=("VERILATOR",),
             black_boxes=(),
+            mended=(),
             commands=("synth_ecp5 -top {top}",),
             board_commands=("synth_ecp5 -top {top}",),
             delay_ps=8000,
@@ -205,8 +258,9 @@ FAMILIES: dict[str, Family] = {
             title="Gowin GW2A",
             defines=("VERILATOR",),
             black_boxes=(),
-            commands=(f"{GOWIN} -noiopads",),
-            board_commands=(GOWIN,),
+            mended=(GOWIN_BRAMS,),
+            commands=_gowin("-noiopads"),
+            board_commands=_gowin(""),
             delay_ps=12000,
             cells=GOWIN_CELLS,
             models=(),

@@ -28,7 +28,15 @@ from .families import Usage, family_named
 from .placement import PLACEMENT_FILE, Attempt, PlacementReport, no_timing, read_timing
 from .steps import Steps, step_key
 from .watching import file_hash, run_step
-from .yosys import NETLIST_FILE, PACKAGE, READ, run_yosys, synthesise, version_of_yosys
+from .yosys import (
+    NETLIST_FILE,
+    PACKAGE,
+    READ,
+    run_yosys,
+    synthesise,
+    version_of_yosys,
+    write_mended,
+)
 
 __all__ = ["SEEDS", "SYNTHESIS", "place_and_route"]
 
@@ -148,7 +156,7 @@ def _join(
         )
     )
     stub = _stub(layout)
-    key = step_key(version_of_yosys(), script, stub, netlist, *sources.files)
+    key = step_key(version_of_yosys(), script, str(family.mended), stub, netlist, *sources.files)
     if steps.finished("netlist", key) is None:
 
         def prepare(work: Path) -> None:
@@ -156,6 +164,7 @@ def _join(
                 shutil.copyfile(file, work / name)
             shutil.copyfile(netlist, work / NETLIST_FILE)
             write_text(work / STUB, stub)
+            write_mended(family, work)
 
         run_yosys(
             script,

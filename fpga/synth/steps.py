@@ -44,12 +44,15 @@ class Steps:
 
     def finished(self, step: str, key: str) -> dict[str, float] | None:
         """Return the numbers that were noted with a finished step, or None if it is to be done."""
-        record = self._read().get(step)
-        if not isinstance(record, dict) or record.get("key") != key:
-            return None
-        files = {self.folder / name: digest for name, digest in record["files"].items()}
+        try:
+            record = self._read()[step]
+            files = {self.folder / name: digest for name, digest in record["files"].items()}
+            numbers = dict(record["numbers"])
+            same = record["key"] == key
+        except (KeyError, TypeError, AttributeError, ValueError):
+            return None  # not done, or the record is damaged
         whole = all(file.is_file() and file_hash(file) == digest for file, digest in files.items())
-        return dict(record["numbers"]) if whole else None
+        return numbers if same and whole else None
 
     def finish(self, step: str, key: str, results: Sequence[str], **numbers: float) -> None:
         """Note that a step is finished."""

