@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from brevitas_divqat.errors import ConfigError, HardwareError
 from brevitas_divqat.executors.base import check_images
+from brevitas_divqat.executors.integer import IntegerExecutor
 from brevitas_divqat.executors.loading import GraphExecutor, load_graph
 from brevitas_divqat.executors.sessions import thread_count
 
@@ -46,10 +47,11 @@ class HardwareExecutor(GraphExecutor):
         self.folder = Path(folder)
         manifest = Manifest.read(self.folder)
         manifest.require("rtl", self.folder)
-        _, self.sha256, self.metadata = load_graph(self.folder / MODEL_FILE)
+        self._file = self.folder / MODEL_FILE
+        _, self.sha256, self.metadata = load_graph(self._file)
         if self.sha256 != manifest.model_sha256:
             raise HardwareError(
-                f"{self.folder / MODEL_FILE} is not the graph that was built ({self.sha256[:12]} "
+                f"{self._file} is not the graph that was built ({self.sha256[:12]} "
                 f"instead of {manifest.model_sha256[:12]}): build the folder again"
             )
         if Layout.read(self.folder / RTL_FOLDER).model_sha256 != self.sha256:
@@ -57,6 +59,15 @@ class HardwareExecutor(GraphExecutor):
                 f"{self.folder / RTL_FOLDER} was made from another graph than {MODEL_FILE} beside "
                 "it: build the folder again"
             )
+
+    @property
+    def judge(self) -> IntegerExecutor:
+        """The integer executor of the graph that was built, whose integers are the hardware's.
+
+        The test images that measure a surrogate would take hardware long; `divqat simulate` shows
+        that it gives the same integers.
+        """
+        return IntegerExecutor(self._file)
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the (N, K) scores of (N, C, H, W) images: integers times the output scale."""

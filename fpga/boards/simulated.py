@@ -32,8 +32,9 @@ PROGRAM = "simulated"
 STAMP = "simulated.json"
 RUN_LOG = "simulated.log"
 
-BAUD = 6_250_000
-"""Four cycles of 25 MHz per bit, so that most of the simulated time is the accelerator's."""
+NANOSECONDS = 1e9
+DIVIDER = 4
+"""Cycles per bit on the simulated line, so that most of the time is the accelerator's."""
 
 IDLE_SECONDS = 0.01
 TIME_SCALE = 100.0
@@ -48,7 +49,7 @@ def build_simulated_board(
     folder: Path,
     *,
     board: str = "ulx3s-85f",
-    baud: int = BAUD,
+    baud: int | None = None,
     idle_seconds: float = IDLE_SECONDS,
 ) -> Path:
     """Compile a board's top around the accelerator in ``rtl``.
@@ -59,7 +60,7 @@ def build_simulated_board(
         rtl: folder of the generated accelerator.
         folder: receives parameters, program and logs.
         board: one of the open flow.
-        baud: bits per second on the simulated line.
+        baud: bits per second on the simulated line; by default a quarter of the board's clock.
         idle_seconds: of simulated time, after which the board gives up half a command.
 
     Returns:
@@ -69,9 +70,13 @@ def build_simulated_board(
         HardwareError: if ``rtl`` holds no accelerator that fits the board.
         ToolError: if Verilator or a compiler is missing or fails.
     """
-    layout = Layout.read(rtl)
+    layout, chosen = Layout.read(rtl), find_board(board)
     sources = board_sources(
-        find_board(board), layout, make_folder(folder), baud=baud, idle_seconds=idle_seconds
+        chosen,
+        layout,
+        make_folder(folder),
+        baud=baud or round(NANOSECONDS / chosen.clock_ns / DIVIDER),
+        idle_seconds=idle_seconds,
     )
     verilator, variables = find_verilator()
     objects = folder / "objects"
@@ -94,7 +99,8 @@ class SimulatedBoard:
         rtl: folder of the generated accelerator.
         folder: receives the build; used again where nothing changed.
         board: one of the open flow.
-        baud: bits per second on the simulated line; it changes the speed of simulation only.
+        baud: bits per second on the simulated line, which changes the speed of simulation only;
+            by default a quarter of the board's clock.
         idle_seconds: of simulated time, after which the board gives up half a command.
 
     Attributes:
@@ -111,7 +117,7 @@ class SimulatedBoard:
         folder: Path,
         *,
         board: str = "ulx3s-85f",
-        baud: int = BAUD,
+        baud: int | None = None,
         idle_seconds: float = IDLE_SECONDS,
     ) -> None:
         self.port = ""
@@ -121,7 +127,7 @@ class SimulatedBoard:
             self._rtl, folder, board=board, baud=baud, idle_seconds=idle_seconds
         ).resolve()
         cycles = Layout.read(rtl).cycles_per_frame
-        clock_hz = 1e9 / find_board(board).clock_ns
+        clock_hz = NANOSECONDS / find_board(board).clock_ns
         self._lull = max(LULL_FRAMES * cycles, round(LULL_SILENCES * idle_seconds * clock_hz))
         self._process: subprocess.Popen[bytes] | None = None
         self._slave = -1
