@@ -29,6 +29,9 @@ __all__ = [
     "synth_arguments",
 ]
 
+GATES_FAMILY = "ecp5"
+"""The family whose cells can be simulated."""
+
 COLUMNS = 110
 """Width of tables where there is no terminal."""
 
@@ -80,6 +83,11 @@ def simulate_arguments(parser: ArgumentParser) -> None:
         "--channels", action="store_true", help="list the FIFOs and the most words they held."
     )
     parser.add_argument(
+        "--gates",
+        action="store_true",
+        help="simulate the netlist that Yosys makes for the ECP5 instead of the RTL; minutes.",
+    )
+    parser.add_argument(
         "--trace", type=Path, default=None, help="a file for the waveform (FST) of two images."
     )
 
@@ -89,6 +97,13 @@ def simulate(settings: Namespace, images: NDArray[Any]) -> int:
     from .sim.compare import simulate_folder
     from .sim.report import render
 
+    gates = None
+    if settings.gates:
+        from .build.builder import RTL_FOLDER, SYNTHESIS_FOLDER
+        from .synth.netlist import gate_netlist
+
+        kept = settings.folder / SYNTHESIS_FOLDER / GATES_FAMILY
+        gates = gate_netlist(settings.folder / RTL_FOLDER, kept, GATES_FAMILY, progress=bar)
     report = simulate_folder(
         settings.folder,
         images,
@@ -98,6 +113,7 @@ def simulate(settings: Namespace, images: NDArray[Any]) -> int:
         processes=settings.processes or len(os.sched_getaffinity(0)),
         threads=settings.threads,
         trace=_new_file("--trace", settings.trace),
+        gates=gates,
         progress=bar,
     )
     _console().print(render(report, channels=settings.channels))

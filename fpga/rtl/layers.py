@@ -7,6 +7,7 @@ of our own modules (`hdl/`) where FINN has C++ for Vitis HLS alone.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -69,6 +70,8 @@ def translate_layer(
     own = OWN_MODULES.get(node.op_type)
     if own is not None:
         return own(node, model)
+    if node.op_type == "StreamingDataWidthConverter_rtl":
+        return _converter(node)
     if not node.op_type.endswith("_rtl"):
         raise HardwareError(
             f"{node.doc_string}: {node.op_type} has no RTL: expected one of FINN's _rtl layers or "
@@ -174,6 +177,41 @@ def _finn_layer(
         memories={
             _memory_name(node.name, file.name): file.read_text() for file in scratch.glob("*.dat")
         },
+    )
+
+
+def _converter(node: NodeProto) -> LayerModule:
+    """Change the width of words, in two steps where neither width divides the other.
+
+    FINN's converter takes a + b - 1 cycles for a words of one side and b of the other: no more than
+    the longer side's only if the shorter one's is 1. By way of the least common multiple it is.
+    """
+    from finn.util.settings import get_settings
+
+    layer: Any = getCustomOp(node)
+    given, result = layer.get_nodeattr("inWidth"), layer.get_nodeattr("outWidth")
+    common = math.lcm(given, result)
+    widths = [given, result] if common in (given, result) else [given, common, result]
+    padded = [stream_width(bits) for bits in widths]
+    streams = ["in0", *(["joined"] if len(widths) > 2 else []), "out0"]
+    body = ""
+    if len(widths) > 2:
+        body = f"  wire [{padded[1] - 1}:0] joined_tdata;\n  wire joined_tvalid, joined_tready;\n"
+    for step in range(len(widths) - 1):
+        ports = {"ap_clk": "clk", "ap_rst_n": "rst_n"}
+        for side, stream in (("s", streams[step]), ("m", streams[step + 1])):
+            for signal in ("tdata", "tvalid", "tready"):
+                ports[f"{side}_axis_{signal}"] = f"{stream}_{signal}"
+        sizes = {"IBITS": widths[step], "OBITS": widths[step + 1]}
+        body += _instance("dwc_axi", f"step{step}", ports, sizes)
+    library = Path(get_settings().finn_rtllib) / "dwc/hdl"
+    name, inputs, outputs = f"{node.name}_layer", (padded[0],), (padded[-1],)
+    return LayerModule(
+        name=name,
+        text=_module(name, inputs, outputs, body),
+        inputs=inputs,
+        outputs=outputs,
+        sources={file: (library / file).read_text() for file in ("dwc_axi.sv", "vpc.sv")},
     )
 
 

@@ -200,6 +200,7 @@ def simulate_folder(
     processes: int = 1,
     threads: int = 1,
     trace: Path | None = None,
+    gates: Path | None = None,
     progress: Progress = silent,
 ) -> SimulationReport:
     """Simulate the RTL of a build folder and compare every integer with the graph's.
@@ -224,6 +225,8 @@ def simulate_folder(
         processes: that share the images.
         threads: of each simulation.
         trace: a file for the waveform (FST) of the first two images.
+        gates: a netlist of the RTL (`gate_netlist`) to simulate in its place; the report is then
+            ``simulation/gates.json``.
         progress: shows the images done.
 
     Raises:
@@ -234,7 +237,8 @@ def simulate_folder(
         ToolError: if Verilator is missing or fails, or a simulation is killed.
     """
     folder = Path(folder)
-    layout = Layout.read(folder / "rtl")
+    rtl = folder / "rtl" if gates is None else gates
+    layout = Layout.read(rtl)
     executor = _open_model(folder / "model.onnx", layout)
     check_images(images, executor.image_shape)
     if not len(images):
@@ -249,7 +253,7 @@ def simulate_folder(
             raise ConfigError(f"{name} is {count}: it must be 0 or more")
     kept = folder / "simulation"
     start = time.perf_counter()
-    simulator = build_simulator(folder / "rtl", kept / "build", threads=threads)
+    simulator = build_simulator(rtl, kept / "build", threads=threads)
     build_seconds = time.perf_counter() - start
     expected = executor.integers(images).astype(np.int64)
     words = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
@@ -273,7 +277,7 @@ def simulate_folder(
         cycle = _middle_of_a_frame(run, min(reset_images, len(images)))
         checks.append(check("reset", reset_images, random_start=True, reset_at=cycle)[0])
     if trace is not None:
-        traced = build_simulator(folder / "rtl", kept / "build", trace=True)
+        traced = build_simulator(rtl, kept / "build", trace=True)
         traced.run(words[:TRACED_IMAGES], trace=trace, progress=progress)
     compared = min(reference_images, len(images))
     report = SimulationReport(
@@ -294,7 +298,7 @@ def simulate_folder(
             for c in layout.channels
         ),
     )
-    report.write(kept / "report.json")
+    report.write(kept / ("report.json" if gates is None else "gates.json"))
     return report
 
 

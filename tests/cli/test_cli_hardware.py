@@ -257,7 +257,8 @@ def test_a_simulation_says_whether_every_integer_is_right(place: Path, capfd: Ca
     argv: list[object] = ["simulate", place / "build", *images(place), "--processes", "1"]
     assert status(*argv, "--channels") == 0
     out = capfd.readouterr().out
-    assert "fifo_0" in out
+    assert "FIFOs" in out
+    assert "Bit-exact" in out
     report = json.loads((place / "build/simulation/report.json").read_text())
     assert report["exact"] is True
     wrong = place / "build/rtl/MVAU_rtl_1_memblock.dat"
@@ -265,6 +266,7 @@ def test_a_simulation_says_whether_every_integer_is_right(place: Path, capfd: Ca
     words[0] = f"{int(words[0], 16) ^ 1:0{len(words[0])}x}"
     wrong.write_text("\n".join(words) + "\n")
     assert status(*argv) == 1
+    assert "NOT bit-exact" in capfd.readouterr().out
 
 
 # --- doctor ---------------------------------------------------------------------------------------

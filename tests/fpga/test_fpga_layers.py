@@ -14,6 +14,7 @@ from brevitas_divqat.fpga.finn_environment import prepare, quiet
 from brevitas_divqat.fpga.rtl.layers import HDL, LayerModule, stream_width, translate_layer
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import helper
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.custom_op.registry import getCustomOp
 
@@ -123,3 +124,39 @@ def test_what_finn_cannot_generate_is_refused_by_the_layers_name(
         translated(copy, node.name, tmp_path)
     assert str(caught.value).startswith(f"{node.doc_string}: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given_bits", "result_bits", "steps"),
+    [
+        (24, 8, [(24, 8)]),
+        (3, 9, [(3, 9)]),
+        (16, 72, [(16, 144), (144, 72)]),
+        (39, 9, [(39, 117), (117, 9)]),
+    ],
+)
+def test_widths_that_do_not_divide_are_changed_in_two_steps(
+    given_bits: int,
+    result_bits: int,
+    steps: list[tuple[int, int]],
+    model: ModelWrapper,
+    tmp_path: Path,
+) -> None:
+    node = helper.make_node(
+        "StreamingDataWidthConverter_rtl",
+        ["a"],
+        ["b"],
+        name="converter",
+        domain="finn.custom_op.fpgadataflow.rtl",
+        inWidth=given_bits,
+        outWidth=result_bits,
+        shape=[1, 1404],
+        dataType="INT4",
+    )
+    made = translate_layer(node, model, part=PART, clock_ns=10.0, scratch=tmp_path)
+    assert made.inputs == (stream_width(given_bits),)
+    assert made.outputs == (stream_width(result_bits),)
+    found = re.findall(r"dwc_axi #\(\.IBITS\((\d+)\), \.OBITS\((\d+)\)\)", made.text)
+    assert [(int(a), int(b)) for a, b in found] == steps
+    assert sorted(made.sources) == ["dwc_axi.sv", "vpc.sv"]
+    assert ("joined_tdata" in made.text) is (len(steps) == 2)

