@@ -94,9 +94,14 @@ def simulate_arguments(parser: ArgumentParser) -> None:
 
 def simulate(settings: Namespace, images: NDArray[Any]) -> int:
     """Simulate a build folder's RTL, compare every integer; exit status 1 if one differs."""
+    from .build.manifest import Manifest
     from .sim.compare import simulate_folder
     from .sim.report import render
 
+    processes = settings.processes
+    if processes is not None and processes < 1:
+        raise ConfigError(f"--processes is {processes}: it must be 1 or more")
+    Manifest.read(settings.folder).require_rtl(settings.folder)
     gates = None
     if settings.gates:
         from .build.builder import RTL_FOLDER, SYNTHESIS_FOLDER
@@ -110,7 +115,7 @@ def simulate(settings: Namespace, images: NDArray[Any]) -> int:
         input_stall=settings.stall,
         output_stall=settings.stall,
         seed=settings.seed,
-        processes=settings.processes or len(os.sched_getaffinity(0)),
+        processes=processes or len(os.sched_getaffinity(0)),
         threads=settings.threads,
         trace=_new_file("--trace", settings.trace),
         gates=gates,
@@ -140,7 +145,7 @@ def synth(settings: Namespace) -> None:
     from .synth.yosys import synthesise
 
     manifest = Manifest.read(settings.folder)
-    manifest.require("rtl", settings.folder)
+    manifest.require_rtl(settings.folder)
     family = settings.family or board(manifest.board).family
     kept = settings.folder / SYNTHESIS_FOLDER / family
     report = synthesise(settings.folder / RTL_FOLDER, kept, family, progress=bar)

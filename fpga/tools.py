@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,12 @@ EXTRA = "pip install 'brevitas-divqat[fpga]'"
 
 COMPILERS = ("g++", "make", "perl")
 TAIL_CHARACTERS = 400
+REASON_CHARACTERS = 300
+
+COMPLAINT = re.compile(
+    r"^(?:.*?\bERROR: *(\S.*)|(%Error.*|.*\berror: .*|sh: .*|.*\*\*\* .*Stop\.))$", re.M
+)
+"""How programs say why they give up: Yosys and nextpnr; Verilator, compilers, the shell, make."""
 
 
 def find_program(name: str) -> Path:
@@ -73,7 +80,7 @@ def run_tool(
         env: variables on top of this process's.
 
     Raises:
-        ToolError: if it fails, with its last lines and the log's name.
+        ToolError: if it fails, with its first complaint or else its last lines, and the log's name.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
@@ -88,6 +95,10 @@ def run_tool(
         )
     if done.returncode:
         text = log.read_text(errors="replace").strip()
+        reason = COMPLAINT.search(text)
+        if reason is not None:
+            words = (reason[1] or reason[2])[:REASON_CHARACTERS]
+            raise ToolError(f"{what}: {words}; see {log}")
         raise ToolError(
             f"{what}: exit status {done.returncode}, see {log}: "
             f"{' '.join(text[-TAIL_CHARACTERS:].split())}"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brevitas_divqat.errors import ConfigError, HardwareError
+from brevitas_divqat.errors import ConfigError
 from brevitas_divqat.executors.base import check_images
 from brevitas_divqat.executors.integer import IntegerExecutor
 from brevitas_divqat.executors.loading import GraphExecutor, load_graph
@@ -40,25 +40,12 @@ class HardwareExecutor(GraphExecutor):
     """
 
     def __init__(self, folder: Path) -> None:
-        from brevitas_divqat.fpga.build.builder import MODEL_FILE, RTL_FOLDER
-        from brevitas_divqat.fpga.build.manifest import Manifest
-        from brevitas_divqat.fpga.rtl.layout import Layout
+        from brevitas_divqat.fpga.build.manifest import MODEL_FILE, Manifest
 
         self.folder = Path(folder)
-        manifest = Manifest.read(self.folder)
-        manifest.require("rtl", self.folder)
+        Manifest.read(self.folder).require_rtl(self.folder)
         self._file = self.folder / MODEL_FILE
         _, self.sha256, self.metadata = load_graph(self._file)
-        if self.sha256 != manifest.model_sha256:
-            raise HardwareError(
-                f"{self._file} is not the graph that was built ({self.sha256[:12]} "
-                f"instead of {manifest.model_sha256[:12]}): build the folder again"
-            )
-        if Layout.read(self.folder / RTL_FOLDER).model_sha256 != self.sha256:
-            raise HardwareError(
-                f"{self.folder / RTL_FOLDER} was made from another graph than {MODEL_FILE} beside "
-                "it: build the folder again"
-            )
 
     @property
     def judge(self) -> IntegerExecutor:

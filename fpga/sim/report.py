@@ -12,6 +12,9 @@ from .compare import Check, SimulationReport
 
 __all__ = ["render"]
 
+TOLERANCE_PERCENT = 1.0
+"""How much slower than estimated an accelerator may be without a warning."""
+
 
 def render(report: SimulationReport, *, channels: bool = False) -> RenderableType:
     """Return the report's simulations as a table, its mismatches, and the verdict.
@@ -31,6 +34,15 @@ def render(report: SimulationReport, *, channels: bool = False) -> RenderableTyp
     ]
     if channels:
         parts.append(_channels(report))
+    deviation = report.deviation_percent
+    if deviation is not None and deviation > TOLERANCE_PERCENT:
+        parts.append(
+            Text(
+                f"Slower than estimated by {deviation:.1f} %: a FIFO may be too shallow; measure "
+                "the FIFOs (divqat build --fifos measured).",
+                style="yellow",
+            )
+        )
     parts.append(_verdict(report))
     return Group(*parts)
 
@@ -97,11 +109,13 @@ def _verdict(report: SimulationReport) -> Text:
     if report.exact:
         text = "Bit-exact: every score of every run equals the integer executor's"
         if report.reference_images:
-            text += f", and those of {report.reference_images} images execute_onnx's"
+            text += f", and those of the first {report.reference_images} images execute_onnx's"
         return Text(f"{text}.", style="green")
     wrong = sum(check.wrong_scores for check in report.checks)
-    return Text(
-        f"NOT bit-exact: {wrong:,} scores differ from the integer executor's, "
-        f"{report.wrong_reference_scores:,} from execute_onnx's.",
-        style="red",
-    )
+    text = f"NOT bit-exact: {wrong:,} scores differ from the integer executor's"
+    if report.reference_images:
+        text += (
+            f"; of the first {report.reference_images} images, {report.wrong_reference_scores:,} "
+            "from execute_onnx's"
+        )
+    return Text(f"{text}.", style="red")

@@ -22,7 +22,7 @@ from brevitas_divqat.progress import Progress, Show, silent
 
 from ..rtl.layout import Layout
 
-__all__ = ["SimulationRun", "Simulator"]
+__all__ = ["SimulationRun", "Simulator", "check_numbers"]
 
 IDLE_CYCLES = 10_000
 """Cycles without any word moving that are no deadlock even in the smallest accelerator."""
@@ -125,11 +125,18 @@ class Simulator:
         self._check_images(images)
         if idle_limit is None:
             idle_limit = IDLE_CYCLES + 2 * self.layout.cycles_per_frame
-        _check_numbers(
-            input_stall, output_stall, burst, reset_at, frame_interval, idle_limit, processes, seed
+        check_numbers(
+            input_stall=input_stall,
+            output_stall=output_stall,
+            burst=burst,
+            reset_at=reset_at,
+            frame_interval=frame_interval,
+            idle_limit=idle_limit,
+            processes=processes,
+            seed=seed,
         )
         if trace is not None:
-            self._check_trace(trace, processes)
+            self.check_trace(trace, processes=processes)
         options: dict[str, Any] = {
             "input-stall": input_stall,
             "output-stall": output_stall,
@@ -187,7 +194,13 @@ class Simulator:
         if not len(images):
             raise DataError("there are no images to simulate: give 1 or more")
 
-    def _check_trace(self, trace: Path, processes: int) -> None:
+    def check_trace(self, trace: Path, *, processes: int = 1) -> None:
+        """Make sure that a waveform can be written.
+
+        Raises:
+            ConfigError: if the simulation writes none, its folder is missing, or there are more
+                processes than one.
+        """
         if not self.trace:
             raise ConfigError("this simulation was built without a waveform: build it with trace")
         if processes != 1:
@@ -373,16 +386,22 @@ def _ranges(count: int, processes: int) -> tuple[tuple[int, int], ...]:
     return tuple((a, b) for a, b in zip(edges, edges[1:], strict=False) if a < b)
 
 
-def _check_numbers(
+def check_numbers(
+    *,
     input_stall: float,
     output_stall: float,
     burst: float,
-    reset_at: int | None,
-    frame_interval: int | None,
-    idle_limit: int,
     processes: int,
     seed: int,
+    reset_at: int | None = None,
+    frame_interval: int | None = None,
+    idle_limit: int | None = None,
 ) -> None:
+    """Check what `Simulator.run` takes.
+
+    Raises:
+        ConfigError: if a number is out of its range.
+    """
     for name, share in (("input_stall", input_stall), ("output_stall", output_stall)):
         if not 0 <= share < 1:
             raise ConfigError(f"{name} is {share}: it must be at least 0 and below 1")

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,6 +26,7 @@ __all__ = ["build_simulator", "has_trace_libraries", "verilator_version"]
 PROGRAM = "accelerator"
 LOG = "verilator.log"
 RECORD = "build.json"
+OBJECTS = "objects"
 TESTBENCH = Path(__file__).with_name("testbench.cpp")
 
 VERILATOR_FLAGS = (
@@ -70,7 +72,8 @@ def build_simulator(
     """Build the simulation of a folder of RTL, unless ``folder`` holds it already.
 
     A build is known by a hash of the RTL's files, the test bench, the options and the versions of
-    Verilator and g++. It appears in ``folder`` when it is whole, with its log beside it.
+    Verilator and g++. It appears in ``folder`` when it is whole; what is damaged there is built
+    again. The log of a build that failed stays in ``folder``.
 
     Args:
         rtl: a folder with `rtl.json` and `files.f`.
@@ -104,7 +107,7 @@ def build_simulator(
     }
     key = _key(rtl, [*flags, shape, *MAKE_FLAGS, *tools.values()])
     built = folder / key
-    if not (built / RECORD).is_file():
+    if not _is_whole(built, rtl):
         if trace and not has_trace_libraries():
             raise ToolError(
                 "a waveform needs the headers of liblz4 and zlib, which were not found: install "
@@ -135,17 +138,26 @@ def _build(
     env: dict[str, str],
     tools: dict[str, str],
 ) -> None:
-    """Build beside ``built`` and move it there when it is whole."""
-    log = built.with_name(f"{built.name}.{LOG}")
+    """Build in a temporary folder and move what is whole to ``built``.
+
+    Verilator pastes names of files and folders into lines for make and the shell: it is given
+    relative ones alone, on copies, so that the user's may hold spaces, quotes and worse.
+    """
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix=f".{built.name}.", dir=built.parent) as name:
+    with tempfile.TemporaryDirectory(prefix="divqat-verilator-") as name:
         work, result = Path(name) / "work", Path(name) / "result"
+        work.mkdir()
         result.mkdir()
-        command = [*command, "--Mdir", work, "-o", result / PROGRAM, *sources, TESTBENCH]
-        run_tool(command, what="Verilator builds the simulation", log=log, cwd=rtl, env=env)
+        for source in (*(rtl / source for source in sources), TESTBENCH):
+            shutil.copyfile(source, work / source.name)
         # The simulation reads its memories' contents where it runs; the folder of RTL may change.
         for data in sorted(rtl.glob("*.dat")):
             shutil.copyfile(data, result / data.name)
+        command = [*command, "--Mdir", OBJECTS, "-o", PROGRAM, *sources, TESTBENCH.name]
+        # The same may be built twice at a time: a log of its own each.
+        log = built.with_name(f"{built.name}.{name.rpartition('-')[2]}.{LOG}")
+        run_tool(command, what="Verilator builds the simulation", log=log, cwd=work, env=env)
+        shutil.copy(work / OBJECTS / PROGRAM, result / PROGRAM)
         shutil.copyfile(log, result / LOG)
         write_json(
             result / RECORD,
@@ -157,16 +169,36 @@ def _build(
                 "seconds": round(time.perf_counter() - start, 1),
             },
         )
-        try:
-            os.rename(result, built)
-        except OSError:
-            if not (built / RECORD).is_file():  # else somebody else was faster with the same build
-                raise
+        _move(result, built, rtl)
     log.unlink(missing_ok=True)
 
 
+def _is_whole(built: Path, rtl: Path) -> bool:
+    """Tell whether a build has its record, a program that can be run, and its memories."""
+    program = built / PROGRAM
+    names = [RECORD, PROGRAM, *(data.name for data in rtl.glob("*.dat"))]
+    return all((built / name).is_file() for name in names) and os.access(program, os.X_OK)
+
+
+def _move(result: Path, built: Path, rtl: Path) -> None:
+    """Move a build, maybe from another file system, to its place, whole or not at all."""
+    with tempfile.TemporaryDirectory(
+        prefix=f".{built.name}.", suffix=".part", dir=built.parent
+    ) as name:
+        new = Path(name) / "new"
+        shutil.copytree(result, new)
+        if not _is_whole(built, rtl):
+            with suppress(FileNotFoundError):  # the usual case: nothing is there
+                os.rename(built, Path(name) / "damaged")
+        try:
+            os.rename(new, built)
+        except OSError:
+            if not _is_whole(built, rtl):  # else somebody else was faster with the same build
+                raise
+
+
 def _sources(rtl: Path) -> list[str]:
-    """Return the files of `files.f`, each of which must be there."""
+    """Return the names in `files.f`, each of which must be that of a file in ``rtl`` itself."""
     try:
         lines = (rtl / FILE_LIST).read_text(encoding="utf-8").split("\n")
     except OSError as error:
@@ -174,7 +206,7 @@ def _sources(rtl: Path) -> list[str]:
             f"{rtl / FILE_LIST} cannot be read ({error.strerror}): build the folder again"
         ) from error
     sources = [line.strip() for line in lines if line.strip()]
-    missing = [name for name in sources if not (rtl / name).is_file()]
+    missing = [n for n in sources if Path(n).name != n or not (rtl / n).is_file()]
     if missing or not sources:
         what = f"lacks {', '.join(missing[:3])}" if missing else f"has an empty {FILE_LIST}"
         raise HardwareError(f"{rtl} {what}: build the folder again")

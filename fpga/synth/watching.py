@@ -21,10 +21,6 @@ __all__ = ["file_hash", "run_step"]
 LOOK_SECONDS = 0.5
 TAIL_BYTES = 4096
 TEXT_CHARACTERS = 60
-REASON_CHARACTERS = 300
-
-COMPLAINT = re.compile(r"\bERROR: *(\S.*)")
-"""How Yosys and nextpnr say why they give up."""
 
 
 def run_step(
@@ -100,13 +96,7 @@ def _watch(
             found = heading.findall(_tail(log))
             if found:
                 show(0, found[-1][:TEXT_CHARACTERS])
-        try:
-            running.result()
-        except ToolError as error:
-            reason = COMPLAINT.search(log.read_text(encoding="utf-8", errors="replace"))
-            if reason is None:
-                raise
-            raise ToolError(f"{what}: {reason[1][:REASON_CHARACTERS]}; see {log}") from error
+        running.result()
 
 
 def _tail(log: Path) -> str:

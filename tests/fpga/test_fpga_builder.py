@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -20,6 +24,7 @@ from brevitas_divqat.fpga.build.manifest import Manifest
 from brevitas_divqat.fpga.rtl.layout import Layout
 from qonnx.core.modelwrapper import ModelWrapper
 
+from brevitas_divqat import __version__
 from brevitas_divqat.errors import (
     ConfigError,
     DivQATError,
@@ -190,7 +195,12 @@ def test_other_versions_and_formats_are_refused(graph: Path, whole: Path, tmp_pa
     manifest = json.loads((folder / "manifest.json").read_text())
     older = manifest | {"versions": {"brevitas-divqat": "0.0.1", "finn-plus": "1.4"}}
     (folder / "manifest.json").write_text(json.dumps(older))
-    refused(RunExists, lambda: build(graph, folder, CONFIG), "versions", "'0.0.1'", "'1.4'")
+    refused(
+        RunExists,
+        lambda: build(graph, folder, CONFIG),
+        f"brevitas-divqat {__version__} instead of 0.0.1",
+        f"finn-plus {manifest['versions']['finn-plus']} instead of 1.4",
+    )
     (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 7}))
     refused(HardwareError, lambda: build(graph, folder, CONFIG), "format 7", "another folder")
     (folder / "manifest.json").write_text("{")
@@ -208,21 +218,110 @@ def test_a_rate_out_of_reach_leaves_a_folder_that_can_be_used(graph: Path, tmp_p
     assert Manifest.read(folder).fps == 10_000
 
 
-def test_a_graph_that_changed_during_a_build_is_refused(
-    graph: Path, whole: Path, tmp_path: Path
+def test_a_manifest_names_all_files_of_a_folder(whole: Path) -> None:
+    named = {name for files in Manifest.read(whole).files.values() for name in files}
+    assert named == content(whole).keys() - {"manifest.json", ".lock"}
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("model.onnx", "graph"),
+        ("dataflow.onnx", "dataflow"),
+        ("estimates.json", "estimates"),
+        ("estimates.png", "estimates"),
+        ("rtl/layers.sv", "rtl"),
+        ("rtl/rtl.json", "rtl"),
+        ("folding_config.json", "project"),
+    ],
+)
+@pytest.mark.parametrize("lost", [True, False], ids=["lost", "changed"])
+def test_what_is_lost_or_changed_is_made_again_and_said(
+    name: str,
+    step: str,
+    lost: bool,
+    graph: Path,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "build"
     shutil.copytree(whole, folder)
-    Manifest.read(folder)
-    write_steps(folder, STEPS[:2])
-    finn_networks.chain(folder / "model.onnx")
-    refused(HardwareError, lambda: build(graph, folder, CONFIG), "not the graph", "another folder")
-    (folder / "model.onnx").unlink()
-    refused(HardwareError, lambda: build(graph, folder, CONFIG), "not the graph", "another folder")
+    if lost:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(b"{}")
+    for before in STEPS[: STEPS.index(step)]:
+        monkeypatch.setattr(builder._Build, f"_{before}", never)
+    assert build(graph, folder, CONFIG).steps == STEPS
+    assert content(folder) == content(whole)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{folder}: {name} is {'missing' if lost else 'changed'}: step {step} " in line
 
 
-def write_steps(folder: Path, steps: tuple[str, ...]) -> None:
-    replace(Manifest.read(folder), steps=steps).write(folder)
+def test_lost_rtl_of_measured_depths_is_made_and_measured_again(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builder, "find_verilator", lambda: None)
+    monkeypatch.setattr(builder, "size_fifos", lambda *_, **__: {"fifo_0": 5})
+    measured = replace(CONFIG, fifos="measured")
+    folder = tmp_path / "build"
+    build(graph, folder, measured)
+    before = content(folder)
+    (folder / "rtl/accelerator.sv").unlink()
+    build(graph, folder, measured)
+    assert content(folder) == before
+
+
+def test_a_bitfile_that_is_only_claimed_is_built(
+    graph: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "build"
+    shutil.copytree(whole, folder)
+    replace(Manifest.read(folder), steps=(*STEPS, "bitfile")).write(folder)
+    made: list[Path] = []
+
+    def bitstream(self: Any) -> None:
+        file = self.folder / "bitstream/accelerator.bit"
+        file.parent.mkdir()
+        file.write_bytes(b"bits")
+        made.append(file)
+
+    monkeypatch.setattr(builder._Build, "_bitfile", bitstream)
+    for _ in range(2):
+        assert build(graph, folder, replace(CONFIG, profile="bitfile")).steps[-1] == "bitfile"
+        assert len(made) == 1
+    assert build(graph, folder, CONFIG).steps[-1] == "bitfile"  # an estimate leaves it there
+
+
+def test_two_builds_at_once_are_refused(graph: Path, whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "build"
+    folder.mkdir()
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused(HardwareError, lambda: build(graph, folder, CONFIG), str(folder), "wait for it")
+    assert content(folder) == {".lock": b""}
+    assert build(graph, folder, CONFIG).steps == STEPS  # it is no foreign content
+    assert content(folder) == content(whole)
+
+
+@pytest.mark.hardware
+def test_the_build_is_the_same_in_every_process(graph: Path, whole: Path, tmp_path: Path) -> None:
+    """Sets of names have another order there."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from brevitas_divqat.fpga.build.builder import BuildConfig, build\n"
+        "build(Path(sys.argv[1]), Path(sys.argv[2]), BuildConfig(fps=1e4, fifos='default'))\n"
+    )
+    for seed in ("1", "2"):
+        folder = tmp_path / seed
+        subprocess.run(
+            [sys.executable, "-c", code, graph, folder],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            check=True,
+        )
+        assert content(folder) == content(whole)
 
 
 def test_folders_with_something_else_are_refused(graph: Path, tmp_path: Path) -> None:

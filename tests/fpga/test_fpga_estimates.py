@@ -114,6 +114,36 @@ def test_other_files_are_refused(content: str | None, said: str, tmp_path: Path)
         Estimates.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("part", 1),
+        ("clock_ns", 0),
+        ("clock_ns", "5"),
+        ("latency_cycles", -1),
+        ("latency_cycles", 1.5),
+        ("available", []),
+        ("available", {"LUT": "many"}),
+        ("layers", []),
+        ("layers", {}),
+        ("layers", [3]),
+        ("cycles", "9"),
+        ("cycles", 0),
+        ("LUT", -1),
+        ("backend", "vhdl"),
+    ],
+)
+def test_an_entry_of_another_kind_is_refused(
+    key: str, value: object, estimates: Estimates, tmp_path: Path
+) -> None:
+    content = estimates.to_json()
+    for entry in [content] if key in content else content["layers"]:
+        entry[key] = value
+    (tmp_path / "estimates.json").write_text(json.dumps(content))
+    with pytest.raises(HardwareError, match=r"estimates\.json is damaged"):
+        Estimates.read(tmp_path)
+
+
 def test_nothing_to_estimate_is_refused() -> None:
     with pytest.raises(HardwareError, match="no layers"):
         Estimates("p", 5.0, (), 0, {})

@@ -102,6 +102,15 @@ def test_a_missing_or_unknown_entry_is_refused(key: str, tmp_path: Path) -> None
         ("channels", None),
         ("layers", 3),
         ("layers", ["a"]),
+        ("channels", {}),
+        ("top", 1),
+        ("cycles_per_frame", 0),
+        ("cycles_per_frame", "9"),
+        ("cycles_per_frame", True),
+        ("clock_ns", 0),
+        ("clock_ns", float("nan")),
+        ("clock_ns", "10"),
+        ("model_sha256", None),
     ],
 )
 def test_an_entry_of_another_kind_is_refused(key: str, value: object, tmp_path: Path) -> None:
@@ -110,7 +119,38 @@ def test_an_entry_of_another_kind_is_refused(key: str, value: object, tmp_path: 
     refused(tmp_path, "damaged")
 
 
-@pytest.mark.parametrize("shape", [[4, 4], [4, 4, 2, 1], 4, None])
+@pytest.mark.parametrize(
+    ("place", "key", "value"),
+    [
+        ("input", "bits", 0),
+        ("input", "bits", 8.0),
+        ("input", "signed", 0),
+        ("input", "words_per_frame", -1),
+        ("output", "outputs", "10"),
+        ("output", "more", 1),
+        ("channels", "depth", 0),
+        ("channels", "bits", None),
+        ("channels", "fifo", 3),
+        ("layers", "cycles", -1),
+        ("layers", "name", []),
+        ("layers", "estimate", [1]),
+        ("layers", "estimate", {"LUT": "1"}),
+        ("layers", "estimate", {"LUT": -1}),
+    ],
+)
+def test_a_number_or_text_of_another_kind_is_refused(
+    place: str, key: str, value: object, tmp_path: Path
+) -> None:
+    content = written(tmp_path)
+    entry = content[place]
+    (entry[0] if isinstance(entry, list) else entry)[key] = value
+    (tmp_path / LAYOUT_FILE).write_text(json.dumps(content))
+    refused(tmp_path, "damaged")
+
+
+@pytest.mark.parametrize(
+    "shape", [["4", 4, 2], [4, 4, 0], [4, 4.0, 2], "442", [4, 4], [4, 4, 2, 1], 4, None]
+)
 def test_an_image_of_another_rank_is_refused(shape: object, tmp_path: Path) -> None:
     content = written(tmp_path)
     content["input"]["shape"] = shape

