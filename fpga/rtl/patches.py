@@ -10,6 +10,7 @@ than leave the file as it is.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from brevitas_divqat.errors import ToolError
@@ -18,7 +19,7 @@ __all__ = ["PATCHES", "Move", "Patch", "Replace", "patched"]
 
 
 @dataclass(frozen=True)
-class Patch:
+class Patch(ABC):
     """One edit of a file of finn-rtllib.
 
     Attributes:
@@ -29,9 +30,9 @@ class Patch:
     file: str
     reason: str
 
+    @abstractmethod
     def apply(self, text: str) -> str:
         """Return the edited text of the whole file."""
-        raise NotImplementedError
 
     def check(self, text: str, found: str, count: int) -> None:
         """Raise ToolError unless ``found`` stands in ``text`` ``count`` times."""
