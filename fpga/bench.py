@@ -22,6 +22,7 @@ from brevitas_divqat.executors import IntegerExecutor
 from brevitas_divqat.progress import Progress, silent
 
 from .build.builder import MODEL_FILE, RTL_FOLDER, BuildConfig, build
+from .build.manifest import Manifest
 from .finn_environment import finn_version
 from .rtl.layout import Layout
 from .rtl.stitch import resize_fifos
@@ -116,16 +117,16 @@ class _Bench:
             out = self.folder / "synthesis" / family
             work = partial(synthesise, rtl, out, family, progress=self.progress)
             self.timed(f"synthesis {family}", work)
-        return self.record(model, config, layout, images, rows)
+        return self.record(config, layout, images, rows)
 
     def record(
         self,
-        model: Path,
         config: BuildConfig,
         layout: Layout,
         images: int,
         rows: list[dict[str, Any]],
     ) -> dict[str, Any]:
+        manifest = Manifest.read(self.folder)
         tools = {
             "finn-plus": finn_version(),
             "verilator": verilator_version(),
@@ -137,7 +138,8 @@ class _Bench:
         return {
             "schema": SCHEMA,
             "bench": "hardware",
-            "model": str(model),
+            "model": manifest.model,
+            "data": manifest.data,
             "model_sha256": layout.model_sha256,
             "board": config.board,
             "fps": config.fps,
