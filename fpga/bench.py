@@ -21,7 +21,7 @@ from brevitas_divqat.errors import ConfigError
 from brevitas_divqat.executors import IntegerExecutor
 from brevitas_divqat.progress import Progress, silent
 
-from .build.builder import MODEL_FILE, RTL_FOLDER, BuildConfig, build
+from .build.builder import MODEL_FILE, RTL_FOLDER, SIMULATORS_FOLDER, BuildConfig, build
 from .build.manifest import Manifest
 from .finn_environment import finn_version
 from .rtl.layout import Layout
@@ -87,7 +87,7 @@ class _Bench:
     def run(
         self, model: Path, config: BuildConfig, images: int, families: tuple[str, ...]
     ) -> dict[str, Any]:
-        rtl, kept = self.folder / RTL_FOLDER, self.folder / "simulation" / "build"
+        rtl, kept = self.folder / RTL_FOLDER, self.folder / SIMULATORS_FOLDER
         self.timed(
             "graph to RTL", lambda: build(model, self.folder, config, progress=self.progress)
         )

@@ -22,6 +22,7 @@ __all__ = [
     "Layer",
     "Layout",
     "OutputStream",
+    "listed_sources",
 ]
 
 SCHEMA = 1
@@ -188,3 +189,23 @@ def _with_shape(stream: dict[str, Any]) -> dict[str, Any]:
     if not all(type(size) is int and size > 0 for size in (height, width, channels)):
         raise ValueError(f"shape is {stream['shape']}")
     return stream | {"shape": (height, width, channels)}
+
+
+def listed_sources(rtl: Path) -> list[str]:
+    """Return the names in `files.f`, each of which must be that of a file in ``rtl`` itself.
+
+    Raises:
+        HardwareError: if the list is missing or empty, or names another file.
+    """
+    try:
+        lines = (rtl / FILE_LIST).read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise HardwareError(
+            f"{rtl / FILE_LIST} cannot be read ({error.strerror}): build the folder again"
+        ) from error
+    sources = [line.strip() for line in lines if line.strip()]
+    missing = [n for n in sources if Path(n).name != n or not (rtl / n).is_file()]
+    if missing or not sources:
+        what = f"lacks {', '.join(missing[:3])}" if missing else f"has an empty {FILE_LIST}"
+        raise HardwareError(f"{rtl} {what}: build the folder again")
+    return sources

@@ -17,7 +17,7 @@ from brevitas_divqat.errors import ConfigError, HardwareError, ToolError
 from brevitas_divqat.executors.sessions import thread_count
 from brevitas_divqat.files import make_folder, write_json
 
-from ..rtl.layout import FILE_LIST, LAYOUT_FILE, Layout
+from ..rtl.layout import LAYOUT_FILE, Layout, listed_sources
 from ..tools import find_program, find_verilator, run_tool
 from .simulator import Simulator
 
@@ -91,7 +91,7 @@ def build_simulator(
         raise ConfigError(f"threads is {threads}: it must be 1 or more")
     rtl, folder = Path(rtl).resolve(), make_folder(Path(folder).resolve())
     layout = Layout.read(rtl)
-    sources = _sources(rtl)
+    sources = listed_sources(rtl)
     program, env = find_verilator()
     flags = [*VERILATOR_FLAGS, "--top-module", layout.top, *_options(gauge, trace, threads)]
     if layout.channels:
@@ -195,22 +195,6 @@ def _move(result: Path, built: Path, rtl: Path) -> None:
         except OSError:
             if not _is_whole(built, rtl):  # else somebody else was faster with the same build
                 raise
-
-
-def _sources(rtl: Path) -> list[str]:
-    """Return the names in `files.f`, each of which must be that of a file in ``rtl`` itself."""
-    try:
-        lines = (rtl / FILE_LIST).read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise HardwareError(
-            f"{rtl / FILE_LIST} cannot be read ({error.strerror}): build the folder again"
-        ) from error
-    sources = [line.strip() for line in lines if line.strip()]
-    missing = [n for n in sources if Path(n).name != n or not (rtl / n).is_file()]
-    if missing or not sources:
-        what = f"lacks {', '.join(missing[:3])}" if missing else f"has an empty {FILE_LIST}"
-        raise HardwareError(f"{rtl} {what}: build the folder again")
-    return sources
 
 
 def _key(rtl: Path, words: list[str]) -> str:

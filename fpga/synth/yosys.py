@@ -22,7 +22,7 @@ from brevitas_divqat.errors import HardwareError, ToolError
 from brevitas_divqat.files import make_folder, write_text
 from brevitas_divqat.progress import Progress, Show, silent
 
-from ..rtl.layout import FILE_LIST, LAYOUT_FILE, Layer, Layout
+from ..rtl.layout import FILE_LIST, LAYOUT_FILE, Layer, Layout, listed_sources
 from ..tools import EXTRA, find_program
 from .families import Family, family_named
 from .report import BETWEEN, REPORT_FILE, LayerUsage, SynthesisReport
@@ -232,17 +232,7 @@ def _finished(folder: Path, key: str) -> SynthesisReport | None:
 
 def _sources(rtl: Path) -> list[str]:
     """Return the sources that `files.f` lists, and the contents of memories."""
-    try:
-        listed = (rtl / FILE_LIST).read_text(encoding="utf-8").split()
-    except OSError as error:
-        raise HardwareError(
-            f"{rtl / FILE_LIST} cannot be read ({error.strerror}): build the folder again"
-        ) from error
-    missing = [name for name in listed if not (rtl / name).is_file()]
-    if missing or not listed:
-        what = f"lacks {missing[0]}" if missing else f"has an empty {FILE_LIST}"
-        raise HardwareError(f"{rtl} {what}: build the folder again")
-    return [*listed, *sorted(path.name for path in rtl.glob("*.dat"))]
+    return [*listed_sources(rtl), *sorted(path.name for path in rtl.glob("*.dat"))]
 
 
 def _copy_sources(rtl: Path, to: Path) -> None:
