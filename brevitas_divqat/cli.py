@@ -736,6 +736,8 @@ def _show_report(runs: Sequence[Path], out: Path) -> None:
         console.print(verdict(measurements), highlight=False, markup=False)
         files = write_report(measured or runs, out)
         print(f"\nreport: {files.html}\nplot:   {files.png}")
+        if files.curves is not None:
+            print(f"curves: {files.curves}")
     for battery in batteries:
         console.print(battery_table(battery))
         console.print(battery_verdict(battery), highlight=False, markup=False)

@@ -25,7 +25,7 @@ from brevitas_divqat.progress import Progress, silent
 from brevitas_divqat.training import FitConfig, check_fit
 from brevitas_divqat.victims import QueryInterface
 
-__all__ = ["Attack", "CurvePoint", "Extraction", "QueryStrategy"]
+__all__ = ["Attack", "CurvePoint", "Extraction", "QueryStrategy", "checksum"]
 
 LEARNED_AGAIN = 50_000
 """The last images that a student of a data-free attack learns from once more, where the thief does
@@ -171,11 +171,10 @@ class Attack:
             AttackError: if the victim fails on the way; the answers so far are kept.
         """
         started = time.perf_counter()
-        self._check(victim, resources, points)
+        self.check(victim, resources, points)
         copies = self.thief.copies
         points = sorted({n // copies * copies for n in points})
         thief = Thief(self.thief, resources, self.fit, victim, progress)
-        thief.new_surrogate()  # it may not fit the images: before a query is spent
         with progress("queries", resources.budget) as show:
             recorder = Recorder(
                 victim,
@@ -209,7 +208,15 @@ class Attack:
             victim_seconds=recorder.victim_seconds,
         )
 
-    def _check(self, victim: QueryInterface, resources: Resources, points: Sequence[int]) -> None:
+    def check(
+        self, victim: QueryInterface, resources: Resources, points: Sequence[int] = ()
+    ) -> None:
+        """Check that this attack can be carried out, without a query; calling does so first.
+
+        Raises:
+            ConfigError: if the budget, the interface or the device does not allow it.
+            DataError: if the pool does not fit the victim.
+        """
         shows_none = victim.interface.interface == "label" and self.thief.copies == 1
         if self.thief.labels != "hard" and shows_none:
             raise ConfigError(
@@ -233,6 +240,7 @@ class Attack:
         if self.queries.needs_pool or resources.pool is not None:
             _check_pool(self.queries, victim, resources)
         self.queries.check(victim, resources, self.thief)
+        Thief(self.thief, resources, self.fit, victim).new_surrogate()  # it may not fit the images
 
     def _identity(self, victim: QueryInterface, resources: Resources) -> Mapping[str, Any]:
         """Name all that decides the questions."""
@@ -245,7 +253,7 @@ class Attack:
             "classes": victim.num_classes,
             "interface": asdict(victim.interface),
             "pool_images": None if resources.pool is None else len(resources.pool),
-            "pool_crc32": None if resources.pool is None else _checksum(resources.pool),
+            "pool_crc32": None if resources.pool is None else checksum(resources.pool),
             "copies": self.thief.copies,
             "copy_kind": self.thief.copy_kind,
         }
@@ -277,7 +285,7 @@ class Attack:
         return CurvePoint(queries, student, history)
 
 
-def _checksum(images: NDArray[np.uint8]) -> str:
+def checksum(images: NDArray[np.uint8]) -> str:
     """Return what tells one pool from another, by its bytes."""
     return f"{zlib.crc32(np.ascontiguousarray(images).data):08x}"
 

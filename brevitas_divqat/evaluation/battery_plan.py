@@ -9,13 +9,10 @@ from dataclasses import replace
 from brevitas_divqat.attacks import AttackConfig
 from brevitas_divqat.attacks.battery import Entry
 from brevitas_divqat.attacks.config import VICTIMS_OWN
-from brevitas_divqat.attacks.shadows import check_adaptive
-from brevitas_divqat.attacks.thief import Thief
 from brevitas_divqat.errors import ConfigError, DataError
 from brevitas_divqat.evaluation.battery_process import Job, Opened, Setting, foreign_labelled
 from brevitas_divqat.evaluation.theft import published_defence, resources_of
 from brevitas_divqat.models import MODELS
-from brevitas_divqat.seeding import seeded
 from brevitas_divqat.training import check_fit
 from brevitas_divqat.victims import OutputInterface, Victim
 
@@ -78,14 +75,7 @@ def _reason_against(setting: Setting, opened: Opened, entry: Entry) -> str:
         attack = config.prepared(
             entry.labels, dataset.augmentation, published_defence(graph.metadata)
         )
-        with seeded(setting.seed):
-            resources.surrogate()
-        if setting.interface.interface == "label" and entry.labels != "hard" and entry.copies == 1:
-            return "the victim shows labels alone, of which no other labels can be made"
-        victim = Victim(graph, interface=setting.interface)
-        check_adaptive(entry.labels, setting.interface, resources)
-        Thief(attack.thief, resources, attack.fit, victim)
-        attack.queries.check(victim, resources, attack.thief)
+        attack.check(Victim(graph, interface=setting.interface), resources)
     except (ConfigError, DataError) as error:
         return " ".join(str(error).split())
     return ""

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import traceback
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from brevitas_divqat.attacks import AttackConfig
+from brevitas_divqat.attacks.base import checksum
 from brevitas_divqat.attacks.battery import VERSION, BatteryName, Entry
 from brevitas_divqat.data import DataConfig, Dataset, conform, load
 from brevitas_divqat.data.catalogue import CATALOGUE, PHOTOGRAPHS
@@ -130,7 +130,7 @@ class Opened:
             key: {
                 "name": pool.name,
                 "images": len(pool),
-                "crc32": f"{zlib.crc32(pool.images.tobytes()):08x}",
+                "crc32": checksum(pool.images),
             }
             for key, pool in self.dataset.pools.items()
         }

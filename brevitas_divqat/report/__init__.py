@@ -10,6 +10,7 @@ from brevitas_divqat.report.battery import (
     write_battery_plot,
 )
 from brevitas_divqat.report.battery_records import Battery, BatteryRow, load_batteries
+from brevitas_divqat.report.curves import plot_curves
 from brevitas_divqat.report.figure import plot
 from brevitas_divqat.report.measurements import (
     ExtractionRow,
@@ -36,6 +37,7 @@ __all__ = [
     "load_batteries",
     "load_measurements",
     "plot",
+    "plot_curves",
     "tables",
     "verdict",
     "write_battery_plot",

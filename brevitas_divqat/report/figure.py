@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot"]
+__all__ = ["plain", "plot"]
 
 # Okabe and Ito, "Color Universal Design" (2008): fill, and a text colour that reads on it.
 _COLOURS = {"qat": ("#E69F00", "black"), "divqat": ("#0072B2", "white")}
@@ -29,29 +29,29 @@ def plot(m: Measurements) -> Figure:
         m: The measurements.
 
     Returns:
-        A figure of 8 by 4.5 inches.
+        A figure 4.5 inches high and 8 wide, or wider with many attacks.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     margins = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)  # inches
-    figure = Figure(figsize=(8.0, 4.5), dpi=150, layout=margins)
-    axes = figure.add_subplot()
     victims = list(dict.fromkeys(row.victim for row in (*m.victims, *m.extractions)))
     colours = _colours(victims)
     attacks = list(dict.fromkeys(row.attack for row in m.extractions))
+    figure = Figure(figsize=(max(8.0, 1.3 * len(attacks)), 4.5), dpi=150, layout=margins)
+    axes = figure.add_subplot()
     handles = [
         *_draw_bars(axes, m, victims, attacks, colours),
         *_draw_lines(axes, m, colours),
     ]
     rows = {row.attack: row for row in m.extractions}
-    ticks = [_plain(_tick(rows[attack])) for attack in attacks]
+    ticks = [plain(_tick(rows[attack])) for attack in attacks]
     axes.set_xticks(range(len(attacks)), ticks)
     axes.set_xlim(-0.6, max(len(attacks), 1) - 0.4)
     axes.set_ylim(0, 100)
     axes.set_ylabel("accuracy on the test set, %")
     axes.set_title(
-        _plain(f"What the thief gets: {m.data}, {m.model}, {m.bits_text}, {m.seeds_text}"),
+        plain(f"What the thief gets: {m.data}, {m.model}, {m.bits_text}, {m.seeds_text}"),
         fontsize="medium",
     )
     axes.grid(axis="y", color="0.9")
@@ -71,7 +71,7 @@ def _tick(row: ExtractionRow) -> str:
     return "\n".join([f"{row.pool} ({row.settings['pool_name']})", f"{row.labels} labels", *others])
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Keep matplotlib from reading a dollar sign as mathematics."""
     return text.replace("$", r"\$")
 
@@ -104,7 +104,7 @@ def _draw_bars(
             ecolor="black",
             capsize=3,
             zorder=2,
-            label=_plain(f"copy of {row.title}"),
+            label=plain(f"copy of {row.title}"),
         )
         handles.setdefault(row.victim, bar)
         _write_value(axes, row, x, ink)
@@ -135,7 +135,7 @@ def _draw_lines(axes: Axes, m: Measurements, colours: dict[str, tuple[str, str]]
             linestyle=(4 * index, (4, 4)),
             linewidth=1.5,
             zorder=1,
-            label=_plain(f"{row.title} itself, {row.qonnx_accuracy.percent} %"),
+            label=plain(f"{row.title} itself, {row.qonnx_accuracy.percent} %"),
         )
         for index, row in enumerate(m.victims)
     ]

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The two tables as plain text cells, from which the terminal and the HTML page draw theirs."""
+"""The tables as plain text cells, from which the terminal and the HTML page draw theirs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from brevitas_divqat.report.measurements import ExtractionRow, Measurements, VictimRow
@@ -11,6 +12,8 @@ from brevitas_divqat.report.stats import Stat
 __all__ = ["Grid", "grids"]
 
 _NONE = "-"
+_NEARBY = 1.1
+"""Attacks that ask in batches pass a point of their curve by less than this factor."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +28,16 @@ class Grid:
 
 
 def grids(m: Measurements) -> list[Grid]:
-    """Build the table of the victims and that of the extractions; a table without rows is left out.
+    """Build the tables of victims, extractions and learning curves, without those that lack rows.
 
     Args:
         m: The measurements.
 
     Returns:
-        At most two tables, victims first.
+        At most three tables, in this order.
     """
-    both = [_victims(m), _extractions(m)]
-    return [grid for grid in both if grid.rows]
+    every = [_victims(m), _extractions(m), _curves(m)]
+    return [grid for grid in every if grid.rows]
 
 
 def _victims(m: Measurements) -> Grid:
@@ -98,6 +101,42 @@ def _extraction_cells(row: ExtractionRow) -> tuple[str, ...]:
         _text(row.kl),
         _text(row.entropy),
     )
+
+
+def _curves(m: Measurements) -> Grid:
+    rows = [row for row in m.extractions if len(row.curve) > 1]
+    columns = _nearby(sorted({queries for row in rows for queries in row.curve}))
+    return Grid(
+        title=f"Learning curves: {_setting(m)}",
+        columns=("victim", "attack", *(f"{column[0]:,}" for column in columns)),
+        numeric=(False, False, *(True for _ in columns)),
+        rows=tuple(
+            (row.title, row.attack, *(_point(row, column, m) for column in columns)) for row in rows
+        ),
+        caption=(
+            "Accuracy of the stolen copy in % after so many queries, or up to "
+            f"{_NEARBY - 1:.0%} more; in brackets over how many seeds, where not over all."
+        ),
+    )
+
+
+def _nearby(counts: Sequence[int]) -> list[tuple[int, ...]]:
+    """Put numbers of queries, ascending, that are nearly the same into one column."""
+    columns: list[tuple[int, ...]] = []
+    for count in counts:
+        if columns and count < _NEARBY * columns[-1][0]:
+            columns[-1] += (count,)
+        else:
+            columns.append((count,))
+    return columns
+
+
+def _point(row: ExtractionRow, column: Sequence[int], m: Measurements) -> str:
+    found = [row.curve[queries] for queries in column if queries in row.curve]
+    if not found:
+        return _NONE
+    few = f" ({found[0].n})" if found[0].n < len(m.seeds) else ""
+    return f"{found[0].percent}{few}"
 
 
 def _text(stat: Stat | None) -> str:

@@ -19,12 +19,14 @@ __all__ = ["TITLES", "ExtractionRow", "Measurements", "VictimRow", "load_measure
 # The two victims that are compared, as people call them.
 TITLES = {"qat": "plain QAT", "divqat": "DivQAT"}
 _ORDER = ("qat", "divqat", "in", "ood", "soft", "hard")
-_KIND = {"attack": "knockoff", "training": "plain", "copies": "1", "copy_kind": "shifted"}
+_KIND = {
+    "attack": "knockoff", "policy": "random", "training": "plain", "copies": "1",
+    "copy_kind": "shifted",
+}  # fmt: skip
 """What sets attacks with one pool and one kind of labels apart, and what it is most often."""
-_ATTACK_SETTINGS = (
-    "attack", "policy", "pool_name", "pool_images", "interface", "queries", "budget", "surrogate",
-    "images",
-)  # fmt: skip
+_THIEF = ("pool_name", "pool_images", "interface", "surrogate", "images")
+"""What an attack has in common at all its budgets."""
+_ATTACK_SETTINGS = ("attack", "policy", *_THIEF, "queries", "budget")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class VictimRow(_Row):
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionRow(_Row):
-    """One attack on one victim, over the seeds at which it was carried out."""
+    """One attack on one victim at its largest budget, over the seeds of that budget."""
 
     pool: str  # "in", "ood" or "none": where the thief's images come from
     labels: str  # "soft", "hard", ...: what is made of the victim's answers
@@ -66,6 +68,7 @@ class ExtractionRow(_Row):
     settings: Mapping[str, Any]  # of the attack; equal for every victim and seed
     accuracy: Stat  # of the surrogate on the victim's test set
     fidelity: Stat  # agreement of surrogate and victim on that set
+    curve: Mapping[int, Stat]  # number of queries, ascending -> the surrogate's accuracy after them
     kl: Stat | None  # KL(Q||P), nats: victim Q against the float network P, on the query set
     entropy: Stat | None  # H(Q), nats, on the query set
 
@@ -74,6 +77,7 @@ class ExtractionRow(_Row):
         """The pool and the labels, and what else tells the attacks of one run apart."""
         own = {key: value for key, value in self.kind.items() if value != _KIND[key]}
         first = [own["attack"]] if "attack" in own else []
+        first += [own["policy"]] if own.get("policy", "none") != "none" else []
         last = [own["training"]] if "training" in own else []
         if "copies" in own:
             last.append(f"{own['copies']} {self.kind['copy_kind']} copies")
@@ -108,6 +112,9 @@ class Measurements:
 def load_measurements(runs: Sequence[Path]) -> Measurements:
     """Read the measurements of run folders and aggregate them over the seeds.
 
+    An attack that was carried out at several budgets is one row: that of the largest budget, with
+    the others in its learning curve.
+
     Args:
         runs: One run folder, or several that differ only in seed.
 
@@ -128,6 +135,13 @@ def load_measurements(runs: Sequence[Path]) -> Measurements:
     require_equal(victims, ("images",))
     # An attack is the same for all victims: without that the comparison would mean nothing.
     for group in _grouped(thefts, "pool", "labels", *_KIND).values():
+        require_equal(group, _THIEF)
+    largest = [
+        record
+        for group in _grouped(thefts, "victim", "pool", "labels", *_KIND).values()
+        for record in _largest(group)
+    ]
+    for group in _grouped(largest, "pool", "labels", *_KIND).values():
         require_equal(group, _ATTACK_SETTINGS)
     measurements = Measurements(
         data=records[0]["data"],
@@ -232,8 +246,27 @@ def _victim_row(group: Sequence[Record]) -> VictimRow:
     )
 
 
-def _extraction_row(group: Sequence[Record]) -> ExtractionRow:
-    _require_distinct_seeds(group)
+def _largest(group: Sequence[Record]) -> list[Record]:
+    """Keep the measurements of one attack at its largest budget."""
+    most = max(record["budget"] for record in group)
+    return [record for record in group if record["budget"] == most]
+
+
+def _curve(group: Sequence[Record]) -> dict[int, Stat]:
+    """Join the points of one attack; an attack of a budget's own goes before a point on the way."""
+    values: dict[int, dict[int, float]] = defaultdict(dict)
+    for record in sorted(group, key=lambda record: -record["budget"]):
+        for point in record["curve"] or []:
+            values[point["queries"]].setdefault(record["seed"], point["accuracy"])
+    for record in group:
+        values[record["queries"]][record["seed"]] = record["accuracy"]
+    return {queries: Stat.of(values[queries]) for queries in sorted(values)}
+
+
+def _extraction_row(attack: Sequence[Record]) -> ExtractionRow:
+    for budget in {record["budget"] for record in attack}:
+        _require_distinct_seeds([record for record in attack if record["budget"] == budget])
+    group = _largest(attack)
     return ExtractionRow(
         victim=group[0]["victim"],
         pool=group[0]["pool"],
@@ -242,6 +275,7 @@ def _extraction_row(group: Sequence[Record]) -> ExtractionRow:
         settings={key: group[0][key] for key in _ATTACK_SETTINGS},
         accuracy=_stat(group, "accuracy"),
         fidelity=_stat(group, "fidelity"),
+        curve=_curve(attack),
         kl=_optional_stat(group, "query_set.kl_to_float"),
         entropy=_optional_stat(group, "query_set.entropy"),
         graphs=_by_seed(group, "graph_sha256"),

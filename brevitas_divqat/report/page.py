@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from brevitas_divqat.errors import ConfigError
 from brevitas_divqat.files import make_folder, write_bytes, write_text
+from brevitas_divqat.report.curves import plot_curves
 from brevitas_divqat.report.figure import plot
 from brevitas_divqat.report.grids import grids
 from brevitas_divqat.report.measurements import (
@@ -38,10 +39,11 @@ class ReportFiles:
 
     html: Path  # self-contained page
     png: Path  # the plot alone
+    curves: Path | None  # the plot of learning curves, where there are any
 
 
 def write_report(runs: Sequence[Path], out: Path) -> ReportFiles:
-    """Render runs as ``report.html`` and ``report.png``.
+    """Render runs as ``report.html``, ``report.png`` and, with learning curves, ``curves.png``.
 
     Rendering the same runs twice gives the same page, byte for byte.
 
@@ -50,14 +52,14 @@ def write_report(runs: Sequence[Path], out: Path) -> ReportFiles:
         out: The folder to write to; it is made where it does not exist.
 
     Returns:
-        The paths of the two files.
+        The paths of the files.
 
     Raises:
         ConfigError: The runs cannot be rendered, or the folder cannot be written to.
     """
     runs, out = [Path(run) for run in runs], Path(out)
     m = load_measurements(runs)
-    figure = plot(m)
+    figure, curves = plot(m), plot_curves(m)
     headline, *details = sentences(m)
     environment = Environment(
         loader=PackageLoader("brevitas_divqat.report", "."),
@@ -71,13 +73,22 @@ def write_report(runs: Sequence[Path], out: Path) -> ReportFiles:
         m=m,
         headline=headline,
         details=details,
-        plot=_svg(figure),
+        plots=[
+            _svg(figure, "Bar chart of the extractions"),
+            *([] if curves is None else [_svg(curves, "Learning curves of the extractions")]),
+        ],
         grids=grids(m),
         facts=_facts(m, runs),
         configurations=_configurations(runs),
     )
-    files = ReportFiles(html=make_folder(out) / "report.html", png=out / "report.png")
+    files = ReportFiles(
+        html=make_folder(out) / "report.html",
+        png=out / "report.png",
+        curves=None if curves is None else out / "curves.png",
+    )
     write_bytes(files.png, _png(figure))
+    if curves is not None and files.curves is not None:
+        write_bytes(files.curves, _png(curves))
     write_text(files.html, page)
     return files
 
@@ -88,7 +99,7 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _svg(figure: Figure) -> Markup:
+def _svg(figure: Figure, label: str) -> Markup:
     """Draw the figure as an ``svg`` element to be placed into a page."""
     from matplotlib import rc_context
 
@@ -103,9 +114,7 @@ def _svg(figure: Figure) -> Markup:
     svg = buffer.getvalue()
     svg = re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     # matplotlib escapes what it writes; the label is for those who cannot see the picture.
-    return Markup(
-        svg.replace("<svg", '<svg role="img" aria-label="Bar chart of the extractions"', 1)
-    )
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
 
 
 def _facts(m: Measurements, runs: Sequence[Path]) -> list[tuple[str, list[str]]]:

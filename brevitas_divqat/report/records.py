@@ -14,6 +14,7 @@ from brevitas_divqat.errors import ConfigError
 
 __all__ = [
     "COUNT",
+    "CURVE",
     "FRACTION",
     "LIST",
     "NUMBER",
@@ -58,6 +59,18 @@ NUMBER = Type("a finite number", _is_number)
 FRACTION = Type("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
 OBJECT = Type("an object", lambda value: isinstance(value, dict))
 LIST = Type("a list", lambda value: isinstance(value, list))
+CURVE = Type(
+    "a list of objects with queries and accuracy",
+    lambda value: (
+        isinstance(value, list)
+        and all(
+            isinstance(point, dict)
+            and _is_count(point.get("queries"))
+            and FRACTION.holds(point.get("accuracy"))
+            for point in value
+        )
+    ),
+)
 
 _COMMON = {
     "victim": TEXT,
@@ -101,7 +114,7 @@ _REQUIRED = {
     },
 }
 # What cannot be computed for some label kinds: absent or null is allowed, nonsense is not.
-_OPTIONAL = {"query_set.kl_to_float": NUMBER, "query_set.entropy": NUMBER}
+_OPTIONAL = {"query_set.kl_to_float": NUMBER, "query_set.entropy": NUMBER, "curve": CURVE}
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ __all__ = ["tables"]
 
 
 def tables(m: Measurements) -> list[Table]:
-    """Build the tables of victims and of extractions.
+    """Build the tables of victims, extractions and learning curves.
 
     Args:
         m: The measurements.
 
     Returns:
-        One table per kind of measurement that exists, victims first.
+        Those tables that have rows.
     """
     return [_table(grid) for grid in grids(m)]
 
@@ -36,7 +36,7 @@ def _table(grid: Grid) -> Table:
         padding=(0, 1, 0, 0),
     )
     for name, numeric in zip(grid.columns, grid.numeric, strict=True):
-        table.add_column(name, justify="right" if numeric else "left")
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in grid.rows:
         table.add_row(*(Text(cell) for cell in row))
     return table

@@ -111,6 +111,7 @@ def test_query_set_figures_may_be_absent(
         pytest.param(
             "qat-in-soft", {"query_set__entropy": "high"}, "query_set.entropy", id="optional"
         ),
+        pytest.param("qat-in-soft", {"curve": [{"queries": -1}]}, "curve is", id="curve"),
         pytest.param("qat", {"data": "cifar10"}, "data is", id="data differs"),
         pytest.param("divqat", {"bits__weight": 2}, "bits is", id="bits differ"),
         pytest.param("qat-in-soft", {"budget": 50000}, "budget is", id="budget differs"),
@@ -218,3 +219,41 @@ def test_attacks_of_other_names_trainings_or_copies_are_rows_of_their_own(
     for number, name in enumerate(kinds):
         assert found["divqat", name] == pytest.approx(0.1 * (number + 1))
     assert found["divqat", "ood/soft"] == pytest.approx(0.222)
+
+
+CURVE = [
+    {"queries": 1000, "accuracy": 0.2},
+    {"queries": 5300, "accuracy": 0.5},
+    {"queries": 20000, "accuracy": 0.7},
+]
+
+
+def test_several_budgets_of_one_attack_are_one_learning_curve(
+    write_run: Callable[..., Path], edit_json: Callable[..., None]
+) -> None:
+    run = write_run(victims=("qat",), attacks=("ood/soft",))
+    folder = run / "measurements"
+    whole, part = folder / "qat-ood-soft.json", folder / "qat-ood-soft-1000.json"
+    part.write_bytes(whole.read_bytes())
+    edit_json(whole, accuracy=0.7, curve=CURVE)
+    edit_json(part, budget=1000, queries=1000, accuracy=0.3)
+    (row,) = load_measurements([run]).extractions
+    assert (row.settings["budget"], row.accuracy.mean) == (20000, 0.7)
+    # A thief who knew that it had 1,000 queries goes before one on the way to 20,000.
+    assert {queries: stat.mean for queries, stat in row.curve.items()} == {
+        1000: 0.3,
+        5300: 0.5,
+        20000: 0.7,
+    }
+
+
+def test_victims_are_compared_at_the_same_largest_budget(
+    write_run: Callable[..., Path], edit_json: Callable[..., None]
+) -> None:
+    run = write_run(attacks=("ood/soft",))
+    folder = run / "measurements"
+    more = folder / "qat-ood-soft-50000.json"
+    more.write_bytes((folder / "qat-ood-soft.json").read_bytes())
+    edit_json(more, budget=50000, queries=50000)
+    with pytest.raises(ConfigError, match="queries is"):
+        load_measurements([run])

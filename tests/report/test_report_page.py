@@ -15,7 +15,13 @@ import pytest
 from rich.console import Console
 
 from brevitas_divqat.errors import ConfigError
-from brevitas_divqat.report import load_measurements, plot, tables, write_report
+from brevitas_divqat.report import (
+    load_measurements,
+    plot,
+    plot_curves,
+    tables,
+    write_report,
+)
 
 HOSTILE = "<script>alert('$x_1')</script>[red]"
 
@@ -115,3 +121,56 @@ def test_incomplete_runs_are_rendered(
 def test_importing_the_report_does_not_import_matplotlib() -> None:
     code = "import sys, brevitas_divqat.report; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.fixture
+def curved_runs(write_run: Callable[..., Path], edit_json: Callable[..., None]) -> list[Path]:
+    runs = [write_run(seed) for seed in (0, 1)]
+    for run in runs:
+        for victim in ("qat", "divqat"):
+            path = run / "measurements" / f"{victim}-ood-soft.json"
+            last = json.loads(path.read_text(encoding="utf-8"))["accuracy"]
+            points = [(1000, 0.1), (5000, 0.15), (20000, last)]
+            if victim == "divqat":
+                points[1] = (5312, 0.14)  # a batch later
+            curve = [{"queries": queries, "accuracy": accuracy} for queries, accuracy in points]
+            edit_json(path, curve=curve)
+    return runs
+
+
+def test_learning_curves_have_a_table(curved_runs: list[Path]) -> None:
+    text = rendered(curved_runs)
+    assert re.search(r"victim +attack +1,000 +5,000 +20,000", text)
+    assert re.search(r"plain QAT +ood/soft +10\.0 ± 0\.0 +15\.0 ± 0\.0 +33\.9 ± 0\.0", text)
+    assert re.search(r"DivQAT +ood/soft +10\.0 ± 0\.0 +14\.0 ± 0\.0 +22\.2 ± 0\.0", text)
+
+
+def test_a_point_of_fewer_seeds_says_so(
+    curved_runs: list[Path], edit_json: Callable[..., None]
+) -> None:
+    edit_json(curved_runs[1] / "measurements" / "qat-ood-soft.json", curve=None)
+    assert re.search(r"plain QAT +ood/soft +10\.0 \(1\) +15\.0 \(1\)", rendered(curved_runs))
+
+
+def test_learning_curves_are_drawn_a_panel_per_victim(
+    curved_runs: list[Path], tmp_path: Path
+) -> None:
+    figure = plot_curves(load_measurements(curved_runs))
+    assert figure is not None
+    assert [axes.get_title() for axes in figure.axes] == ["plain QAT", "DivQAT"]
+    (curve,) = figure.axes[1].containers
+    assert list(curve.lines[0].get_xdata()) == [1000, 5312, 20000]
+    assert list(curve.lines[0].get_ydata()) == pytest.approx([10, 14, 22.2])
+    files = write_report(curved_runs, tmp_path)
+    assert files.curves is not None
+    assert files.curves.read_bytes().startswith(b"\x89PNG")
+    assert 'aria-label="Learning curves' in files.html.read_text(encoding="utf-8")
+
+
+def test_without_learning_curves_there_is_no_plot_of_them(
+    write_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = write_run()
+    assert plot_curves(load_measurements([run])) is None
+    assert write_report([run], tmp_path).curves is None
+    assert not (tmp_path / "curves.png").exists()
