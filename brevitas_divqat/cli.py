@@ -399,6 +399,7 @@ def _battery(settings: Namespace) -> None:
     from brevitas_divqat.evaluation.battery_process import Setting
     from brevitas_divqat.progress import bar
     from brevitas_divqat.report import (
+        BATTERY_PLOT,
         battery_table,
         battery_verdict,
         load_batteries,
@@ -428,7 +429,8 @@ def _battery(settings: Namespace) -> None:
     )
     file = run_battery(setting, resume=settings.resume, jobs=settings.jobs, progress=bar)
     (battery,) = load_batteries([folder])
-    plot = write_battery_plot(battery, folder)
+    plot = folder / BATTERY_PLOT
+    write_battery_plot(battery, plot)
     console = Console(width=None if sys.stdout.isatty() else REPORT_COLUMNS)
     console.print(battery_table(battery))
     console.print(battery_verdict(battery), highlight=False, markup=False)
@@ -715,13 +717,16 @@ def _report(settings: Namespace) -> None:
 def _show_report(runs: Sequence[Path], out: Path) -> None:
     from rich.console import Console
 
+    from brevitas_divqat.files import make_folder
     from brevitas_divqat.report import (
+        BATTERY_FILE,
         battery_table,
         battery_verdict,
         load_batteries,
         load_measurements,
         tables,
         verdict,
+        write_battery_plot,
         write_report,
     )
 
@@ -729,18 +734,25 @@ def _show_report(runs: Sequence[Path], out: Path) -> None:
     console = Console(width=None if sys.stdout.isatty() else REPORT_COLUMNS)
     batteries = load_batteries(runs)
     measured = [run for run in runs if (run / "measurements").is_dir()]
-    if measured or not batteries:
+    for run in runs:
+        if run not in measured and not (run / BATTERY_FILE).exists():
+            raise ConfigError(f"{run}: holds neither measurements nor {BATTERY_FILE}: name a run")
+    if measured:
         measurements = load_measurements(measured or runs)
         for table in tables(measurements):
             console.print(table)
         console.print(verdict(measurements), highlight=False, markup=False)
-        files = write_report(measured or runs, out)
+        files = write_report(measured, out)
         print(f"\nreport: {files.html}\nplot:   {files.png}")
         if files.curves is not None:
             print(f"curves: {files.curves}")
     for battery in batteries:
         console.print(battery_table(battery))
         console.print(battery_verdict(battery), highlight=False, markup=False)
+        number = "" if len(batteries) == 1 else f"-{batteries.index(battery) + 1}"
+        plot = make_folder(out) / f"report-battery{number}.png"
+        write_battery_plot(battery, plot)
+        print(f"\nplot: {plot}")
 
 
 def _out_argument(parser: ArgumentParser, what: str) -> None:
@@ -958,7 +970,7 @@ def _report_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "runs", type=Path, nargs="+", help="run folders; several may differ in their seed alone."
     )
-    _out_argument(parser, "folder of report.html and report.png; by default the first run's.")
+    _out_argument(parser, "folder of the page and the plots; by default the first run's.")
 
 
 BENCH_HELP = (

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -22,6 +23,7 @@ from brevitas_divqat.attacks.transcript import Recorder, Transcript
 from brevitas_divqat.errors import ConfigError, DataError
 from brevitas_divqat.executors import check_images
 from brevitas_divqat.progress import Progress, silent
+from brevitas_divqat.seeding import seeded
 from brevitas_divqat.training import FitConfig, check_fit
 from brevitas_divqat.victims import QueryInterface
 
@@ -51,7 +53,7 @@ class QueryStrategy(ABC):
 
     @property
     def least_images(self) -> int:
-        """The fewest images that this strategy can ask about: its seed set, for instance."""
+        """The fewest images that make this strategy what it is: more than its seed set, say."""
         return 1
 
     def check(self, victim: QueryInterface, resources: Resources, config: ThiefConfig) -> None:
@@ -64,8 +66,8 @@ class QueryStrategy(ABC):
         if images < self.least_images:
             copies = "" if config.copies == 1 else f", {config.copies} queries each"
             raise ConfigError(
-                f"the attack {self.name!r} begins with {self.least_images} images{copies}, but the "
-                f"query budget is {resources.budget}: raise --budget"
+                f"the attack {self.name!r} needs {self.least_images} images{copies}, but the query "
+                f"budget is {resources.budget}: raise --budget"
             )
 
     @abstractmethod
@@ -217,6 +219,7 @@ class Attack:
             ConfigError: if the budget, the interface or the device does not allow it.
             DataError: if the pool does not fit the victim.
         """
+        self.queries.check(victim, resources, self.thief)
         shows_none = victim.interface.interface == "label" and self.thief.copies == 1
         if self.thief.labels != "hard" and shows_none:
             raise ConfigError(
@@ -229,6 +232,8 @@ class Attack:
                 f"the thief wants {resources.budget} queries, the victim has {victim.remaining} "
                 "left: lower --budget"
             )
+        if not all(isinstance(n, int) for n in points):
+            raise ConfigError(f"points are {list(points)}: give whole numbers of queries")
         outside = [n for n in points if not self.thief.copies <= n < resources.budget]
         if outside:
             raise ConfigError(
@@ -239,8 +244,7 @@ class Attack:
         check_fit(self.fit, max(answers, self.fit.batch_size))
         if self.queries.needs_pool or resources.pool is not None:
             _check_pool(self.queries, victim, resources)
-        self.queries.check(victim, resources, self.thief)
-        Thief(self.thief, resources, self.fit, victim).new_surrogate()  # it may not fit the images
+        _check_surrogate(Thief(self.thief, resources, self.fit, victim), victim)
 
     def _identity(self, victim: QueryInterface, resources: Resources) -> Mapping[str, Any]:
         """Name all that decides the questions."""
@@ -283,6 +287,25 @@ class Attack:
         )
         history = thief.learn(student, transcript.images[last], transcript.answers[last])
         return CurvePoint(queries, student, history)
+
+
+def _check_surrogate(thief: Thief, victim: QueryInterface) -> None:
+    """Find out before a query is spent whether the surrogate takes such images."""
+    surrogate = thief.new_surrogate()
+    blank = torch.zeros(2, *victim.image_shape)  # BatchNorm needs two
+    try:
+        with torch.no_grad(), seeded(thief.seed):
+            logits = surrogate(blank)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"the surrogate cannot take images of shape {victim.image_shape}: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+    if getattr(logits, "shape", None) != (2, victim.num_classes):
+        raise ConfigError(
+            f"the surrogate gives {tuple(getattr(logits, 'shape', ()))} for 2 images, the victim "
+            f"has {victim.num_classes} classes: give a surrogate with as many"
+        )
 
 
 def checksum(images: NDArray[np.uint8]) -> str:

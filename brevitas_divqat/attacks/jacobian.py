@@ -67,13 +67,13 @@ class JacobianAugmentation(QueryStrategy):
 
     @property
     def least_images(self) -> int:
-        """The smallest seed set."""
-        return min(self.seeds, LEAST_SEEDS)
+        """The smallest seed set and one variation."""
+        return min(self.seeds, LEAST_SEEDS) + 1
 
     def ask(self, inquiry: Inquiry, thief: Thief) -> None:
         """Spend the budget: the seeds, then round after round of variations."""
         substitute = Substitute(inquiry, thief)
-        seeds = max(self.least_images, min(self.seeds, inquiry.left // SEED_SHARE))
+        seeds = max(self.least_images - 1, min(self.seeds, inquiry.left // SEED_SHARE))
         substitute.ask(Drawer(thief.pool, thief.seed).draw(seeds))
         random = generator(thief.seed, "variations")
         copies = self.copies(thief.num_classes)

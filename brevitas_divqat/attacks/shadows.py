@@ -34,6 +34,7 @@ __all__ = ["ShadowPairs", "ShadowPlan", "check_adaptive", "shadow_pairs"]
 ADAPTIVE: frozenset[Labels] = frozenset(("recovered", "bayes", "sharpened", "reranked", "dropped"))
 """Labels that undo what DivQAT does to probabilities."""
 NEED_SHADOWS: frozenset[Labels] = frozenset(("recovered", "bayes"))
+"""Those that learn from shadow models, which may be asked about images of a pool."""
 
 
 def check_adaptive(labels: Labels, interface: OutputInterface, resources: Resources) -> None:

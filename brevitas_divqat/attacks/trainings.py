@@ -31,6 +31,9 @@ Training = Literal["plain", "smoothing-aware", "rotation", "consistency", "anti-
 NEED_SOFT: frozenset[Training] = frozenset({"smoothing-aware", "anti-nasty", "skeptical"})
 """Trainings that are about what an answer tells of the classes that it does not rank first."""
 
+USE_POOL: frozenset[Training] = frozenset({"consistency"})
+"""Trainings that take unlabelled images from a pool, where there is one."""
+
 
 def check_training(
     training: Training, labels: Labels, victim: QueryInterface, *, copies: int

@@ -83,39 +83,30 @@ def run_battery(
     check_no_file_in_the_way(folder)
     if folder.exists() and not resume:
         raise RunExists(f"{folder} holds a battery: go on with --resume or choose another --out")
+    expected = identity(setting, opened)
+    settings = folder / "settings.json"
+    _is_this(settings, expected)
+    planned, skipped = plan(setting, opened, chosen)  # what is refused here leaves no folder
     with locked(folder):
-        expected = identity(setting, opened)
-        _keep_settings(folder / "settings.json", expected)
-        return _carry_out(setting, opened, expected, chosen, workers, progress)
-
-
-def _carry_out(
-    setting: Setting,
-    opened: Opened,
-    expected: Mapping[str, Any],
-    chosen: Sequence[Entry],
-    workers: int,
-    progress: Progress,
-) -> Path:
-    """Do what is not done yet, and write the record."""
-    planned, skipped = plan(setting, opened, chosen)
-    left = [
-        job
-        for job in planned
-        if not is_measured(
-            setting.measurement(job.entry.name), {**expected, "entry": job.entry.record()}
-        )
-    ]
-    failed = _work(setting, opened, planned, left, workers, progress)
-    if failed:
-        name, reason = next(iter(failed.items()))
-        more = f" (and {len(failed) - 1} more failed)" if len(failed) > 1 else ""
-        raise AttackError(
-            f"the entry {name} failed{more}: {reason}; the other entries' results are kept, go on "
-            "with --resume"
-        )
-    record = _record(setting, opened, chosen, planned, skipped)
-    write_json(setting.folder / BATTERY_FILE, record)
+        if not _is_this(settings, expected):
+            write_json(settings, expected)
+        left = [
+            job
+            for job in planned
+            if not is_measured(
+                setting.measurement(job.entry.name), {**expected, "entry": job.entry.record()}
+            )
+        ]
+        failed = _work(setting, opened, planned, left, workers, progress)
+        if failed:
+            name, reason = next(iter(failed.items()))
+            more = f" (and {len(failed) - 1} more failed)" if len(failed) > 1 else ""
+            raise AttackError(
+                f"the entry {name} failed{more}: {reason}; the other entries' results are kept, "
+                "go on with --resume"
+            )
+        record = _record(setting, opened, chosen, planned, skipped)
+        write_json(setting.folder / BATTERY_FILE, record)
     return setting.folder / BATTERY_FILE
 
 
@@ -131,10 +122,9 @@ def _workers(setting: Setting, jobs: int | None) -> int:
     return jobs
 
 
-def _keep_settings(file: Path, now: Mapping[str, Any]) -> None:
-    """Write down what is attacked, or compare it with what was."""
-    if not is_measured(file, now):
-        write_json(file, now)
+def _is_this(settings: Path, expected: Mapping[str, Any]) -> bool:
+    """Tell whether a folder holds this battery, and refuse another one."""
+    return is_measured(settings, expected, remedy="choose another --out")
 
 
 # The work
@@ -189,8 +179,7 @@ def _record(
             row = {"entry": entry.record(), "status": "skipped", "reason": skipped[entry.name]}
         else:
             job = jobs.get(entry.name) or jobs[as_shown(entry, setting.interface).name]
-            measured = json.loads(setting.measurement(job.entry.name).read_text())
-            row = {"status": "measured", **measured}
+            row = {"status": "measured", **_read(setting.measurement(job.entry.name))}
         rows.append(row)
     measured = [row for row in rows if row["status"] == "measured"]
     asked = {row["transcript"]: row["queries"] for row in measured}
@@ -211,6 +200,20 @@ def _record(
         "seconds": sum(row["seconds"] for row in measured),
         "victim_seconds": sum(row["victim_seconds"] for row in measured),
     }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read an entry's measurement, whose identity `is_measured` has checked."""
+    measured: dict[str, Any] = json.loads(path.read_text())
+    for key in ("queries", "accuracy", "fidelity", "seconds", "victim_seconds"):
+        value = measured.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            raise ConfigError(
+                f"{path} is damaged, {key} is {value!r}: delete it and go on with --resume"
+            )
+    if not {"transcript", "attack"} <= measured.keys():
+        raise ConfigError(f"{path} is damaged: delete it and go on with --resume")
+    return measured
 
 
 def _verdict(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

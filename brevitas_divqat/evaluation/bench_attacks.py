@@ -22,12 +22,12 @@ from rich.text import Text
 from brevitas_divqat.attacks import ATTACKS, AttackConfig, Labels
 from brevitas_divqat.attacks.battery import BATTERIES, VERSION, BatteryName, Entry
 from brevitas_divqat.attacks.thief import Resources
-from brevitas_divqat.data import DATASETS, DataConfig
+from brevitas_divqat.data import DATASETS, DataConfig, load
 from brevitas_divqat.errors import ConfigError
 from brevitas_divqat.evaluation.battery import run_battery
 from brevitas_divqat.evaluation.battery_process import Setting
 from brevitas_divqat.evaluation.bench import machine
-from brevitas_divqat.evaluation.theft import precision_of
+from brevitas_divqat.evaluation.theft import check_fits, precision_of
 from brevitas_divqat.executors import ExecutorConfig, GraphExecutor, open_executor, sample_images
 from brevitas_divqat.export import tool_versions
 from brevitas_divqat.progress import Progress, silent
@@ -72,14 +72,19 @@ def bench_attacks(
 
     Raises:
         ConfigError: if a number is out of its range, or the graph does not tell its data set.
-        GraphError: if the file is no deployed graph.
+        GraphError: if the file is no deployed graph, or does not fit its data set.
+        DataError: if the battery's data are missing.
     """
     executor = open_executor(graph)
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"jobs is {jobs}: it must be 1 or more")
     if battery is not None and executor.metadata.data not in DATASETS:
         raise ConfigError(
             f"the graph was trained on {executor.metadata.data!r}, but a battery needs one of "
             f"{', '.join(DATASETS)}: leave --battery out"
         )
+    if battery is not None:
+        check_fits(executor, load(DataConfig(executor.metadata.data, data_root)))
     configs = [AttackConfig(attack=name, budget=budget) for name in ATTACKS]
     configs.insert(1, AttackConfig(policy="adaptive", budget=budget))
     metadata = executor.metadata
@@ -90,7 +95,8 @@ def bench_attacks(
         for c in configs
     ]
     with progress("attacks", len(configs)) as show:
-        rows = []
+        rows: list[dict[str, Any]] = []
+        _row(executor, configs[0])  # what a process does once would count for the first attack
         for config in configs:
             rows.append(_row(executor, config))
             show(1, rows[-1]["attack"])

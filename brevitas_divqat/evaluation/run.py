@@ -310,7 +310,7 @@ def attack(
     """
     victim_name = graph.metadata.method.get("name", "victim")
     name = _attack_name(victim_name, config, pool, labels)
-    check_pool(config, pool)
+    check_pool(config, pool, labels)
     check_fits(graph, dataset)
     config = config.knowing(graph.metadata.model, graph.metadata.width)
     path = _measurement(folder, f"extraction-{name}")

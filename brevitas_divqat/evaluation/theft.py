@@ -12,6 +12,8 @@ from typing import Any
 from torch import nn
 
 from brevitas_divqat.attacks import AttackConfig, Labels, Resources
+from brevitas_divqat.attacks.shadows import NEED_SHADOWS
+from brevitas_divqat.attacks.trainings import USE_POOL
 from brevitas_divqat.data import Dataset
 from brevitas_divqat.errors import ConfigError, GraphError
 from brevitas_divqat.evaluation.measure import PoolKind, extraction_record
@@ -163,11 +165,19 @@ def published_defence(metadata: GraphMetadata) -> LossConfig | None:
     return LossConfig(**{f.name: method[f.name] for f in fields(LossConfig) if f.name in method})
 
 
-def check_pool(config: AttackConfig, pool: PoolKind) -> None:
-    """Raise ConfigError if an attack that asks about a pool's images is given none."""
-    if pool == "none" and config.strategy().needs_pool:
+def check_pool(config: AttackConfig, pool: PoolKind, labels: Labels) -> None:
+    """Raise ConfigError if an attack lacks a pool that it needs, or has one that it does not."""
+    asks = config.strategy().needs_pool
+    if pool == "none" and asks:
         raise ConfigError(
             f"the attack {config.attack!r} asks about images of a pool: give --images in or ood"
+        )
+    uses = asks or config.training in USE_POOL or labels in NEED_SHADOWS
+    if pool != "none" and not uses:
+        raise ConfigError(
+            f"the attack {config.attack!r} with labels {labels!r} and training "
+            f"{config.training!r} uses no pool, so that --images {pool} is without effect: leave "
+            "it out"
         )
 
 
@@ -213,8 +223,18 @@ def load_original(folder: Path, graph: GraphExecutor) -> ModuleExecutor:
     return ModuleExecutor(model, image_shape=info.image_shape, num_classes=graph.num_classes)
 
 
-def is_measured(path: Path, expected: Mapping[str, Any]) -> bool:
+def is_measured(
+    path: Path,
+    expected: Mapping[str, Any],
+    *,
+    remedy: str = "delete it to measure again, or choose another --out",
+) -> bool:
     """Tell whether a measurement is there, and refuse one that was made of something else.
+
+    Args:
+        path: of its file.
+        expected: what it must hold.
+        remedy: what to do if it holds something else.
 
     Raises:
         ConfigError: naming the file and what differs.
@@ -230,8 +250,7 @@ def is_measured(path: Path, expected: Mapping[str, Any]) -> bool:
     if different:
         key = different[0]
         raise ConfigError(
-            f"{path} is of another run: {key} is {got[key]}, here {expected[key]}; delete it to "
-            "measure again, or choose another --out"
+            f"{path} is of another run: {key} is {got[key]}, here {expected[key]}; {remedy}"
         )
     return True
 

@@ -4,12 +4,18 @@
 from __future__ import annotations
 
 from brevitas_divqat.report.battery import (
+    BATTERY_PLOT,
     battery_plot,
     battery_table,
     battery_verdict,
     write_battery_plot,
 )
-from brevitas_divqat.report.battery_records import Battery, BatteryRow, load_batteries
+from brevitas_divqat.report.battery_records import (
+    BATTERY_FILE,
+    Battery,
+    BatteryRow,
+    load_batteries,
+)
 from brevitas_divqat.report.curves import plot_curves
 from brevitas_divqat.report.figure import plot
 from brevitas_divqat.report.measurements import (
@@ -24,6 +30,8 @@ from brevitas_divqat.report.stats import Stat
 from brevitas_divqat.report.terminal import tables
 
 __all__ = [
+    "BATTERY_FILE",
+    "BATTERY_PLOT",
     "Battery",
     "BatteryRow",
     "ExtractionRow",

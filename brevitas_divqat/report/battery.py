@@ -145,9 +145,8 @@ def battery_plot(battery: Battery) -> Figure:
     return figure
 
 
-def write_battery_plot(battery: Battery, folder: Path) -> Path:
-    """Write the plot beside ``battery.json``; the same figures give the same bytes."""
+def write_battery_plot(battery: Battery, path: Path) -> None:
+    """Write the plot as PNG; the same figures give the same bytes."""
     buffer = io.BytesIO()
     battery_plot(battery).savefig(buffer, format="png")
-    write_bytes(folder / BATTERY_PLOT, buffer.getvalue())
-    return folder / BATTERY_PLOT
+    write_bytes(path, buffer.getvalue())

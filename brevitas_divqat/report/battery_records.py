@@ -43,8 +43,9 @@ _SAME = {
     "method": OBJECT,
     "executor": TEXT,
     "pools": OBJECT,
+    "surrogate_device": TEXT,
 }
-"""What seeds of one battery have in common."""
+"""What seeds of one battery have in common, beside the settings of their entries."""
 _REQUIRED = {
     **_SAME,
     "battery.name": TEXT,
@@ -142,6 +143,7 @@ def load_batteries(folders: Sequence[Path]) -> list[Battery]:
         if path.exists():
             record = _read(path)
             same = {key: record[key] for key in _SAME}
+            same["entries"] = [row["entry"] for row in record["entries"]]
             groups[json.dumps(same, sort_keys=True)].append(record)
     return [_battery(group) for group in groups.values()]
 

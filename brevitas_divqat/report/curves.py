@@ -51,8 +51,13 @@ def plot_curves(m: Measurements) -> Figure | None:
         for row in rows:
             if row.victim == victim:
                 handles[row.attack] = _draw(axes, row, attacks.index(row.attack))
+        axes.set_xscale("log")  # after the points, which set its limits
     panels[0].set_ylabel("accuracy of the stolen copy, %")
-    figure.suptitle(plain(f"{m.data}, {m.model}, {m.bits_text}, {m.seeds_text}"), fontsize="medium")
+    panels[0].set_title(
+        plain(f"{m.data}, {m.model}, {m.bits_text}, {m.seeds_text}\n"),
+        loc="left",
+        fontsize="medium",
+    )
     figure.legend(
         handles=[handles[attack] for attack in attacks],
         loc="outside right upper",
@@ -63,10 +68,9 @@ def plot_curves(m: Measurements) -> Figure | None:
 
 
 def _prepare(axes: Axes, title: str, own: list[VictimRow]) -> None:
-    axes.set_xscale("log")
     axes.set_ylim(0, 100)
     axes.set_xlabel("queries")
-    axes.set_title(plain(title), fontsize="medium")
+    axes.set_title(plain(title), fontsize="medium")  # the panel's; the left one is the figure's
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

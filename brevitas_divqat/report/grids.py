@@ -14,6 +14,8 @@ __all__ = ["Grid", "grids"]
 _NONE = "-"
 _NEARBY = 1.1
 """Attacks that ask in batches pass a point of their curve by less than this factor."""
+_POINTS = 6
+"""The most points of a learning curve in one table, which fit a terminal."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ def grids(m: Measurements) -> list[Grid]:
         m: The measurements.
 
     Returns:
-        At most three tables, in this order.
+        The tables in this order; learning curves of many points are several.
     """
-    every = [_victims(m), _extractions(m), _curves(m)]
+    every = [_victims(m), _extractions(m), *_curves(m)]
     return [grid for grid in every if grid.rows]
 
 
@@ -103,40 +105,54 @@ def _extraction_cells(row: ExtractionRow) -> tuple[str, ...]:
     )
 
 
-def _curves(m: Measurements) -> Grid:
+def _curves(m: Measurements) -> list[Grid]:
     rows = [row for row in m.extractions if len(row.curve) > 1]
-    columns = _nearby(sorted({queries for row in rows for queries in row.curve}))
-    return Grid(
-        title=f"Learning curves: {_setting(m)}",
-        columns=("victim", "attack", *(f"{column[0]:,}" for column in columns)),
-        numeric=(False, False, *(True for _ in columns)),
-        rows=tuple(
-            (row.title, row.attack, *(_point(row, column, m) for column in columns)) for row in rows
-        ),
-        caption=(
-            "Accuracy of the stolen copy in % after so many queries, or up to "
-            f"{_NEARBY - 1:.0%} more; in brackets over how many seeds, where not over all."
-        ),
-    )
+    columns = _columns(rows)
+    return [
+        Grid(
+            title=f"Learning curves: {_setting(m)}",
+            columns=("victim", "attack", *(f"{column[0]:,}" for column in part)),
+            numeric=(False, False, *(True for _ in part)),
+            rows=tuple(
+                (row.title, row.attack, *(_point(row, column, m) for column in part))
+                for row in rows
+            ),
+            caption=(
+                "Accuracy of the stolen copy in % after so many queries, or up to "
+                f"{_NEARBY - 1:.0%} more; in brackets over how many seeds, where not over all."
+            ),
+        )
+        for part in (columns[i : i + _POINTS] for i in range(0, len(columns), _POINTS))
+    ]
 
 
-def _nearby(counts: Sequence[int]) -> list[tuple[int, ...]]:
-    """Put numbers of queries, ascending, that are nearly the same into one column."""
+def _columns(rows: Sequence[ExtractionRow]) -> list[tuple[int, ...]]:
+    """Put numbers of queries that are nearly the same into one column, unless of one curve."""
     columns: list[tuple[int, ...]] = []
-    for count in counts:
-        if columns and count < _NEARBY * columns[-1][0]:
+    taken: set[tuple[int, int]] = set()
+    for count in sorted({queries for row in rows for queries in row.curve}):
+        here = {
+            (number, seed)
+            for number, row in enumerate(rows)
+            if count in row.curve
+            for seed in row.curve[count].seeds
+        }
+        if columns and count < _NEARBY * columns[-1][0] and not here & taken:
             columns[-1] += (count,)
+            taken |= here
         else:
             columns.append((count,))
+            taken = here
     return columns
 
 
 def _point(row: ExtractionRow, column: Sequence[int], m: Measurements) -> str:
-    found = [row.curve[queries] for queries in column if queries in row.curve]
-    if not found:
+    curves = [row.curve[queries] for queries in column if queries in row.curve]
+    if not curves:
         return _NONE
-    few = f" ({found[0].n})" if found[0].n < len(m.seeds) else ""
-    return f"{found[0].percent}{few}"
+    stat = Stat.of(dict(pair for curve in curves for pair in curve.by_seed))
+    few = f" ({stat.n})" if stat.n < len(m.seeds) else ""
+    return f"{stat.percent}{few}"
 
 
 def _text(stat: Stat | None) -> str:

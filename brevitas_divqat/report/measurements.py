@@ -60,7 +60,7 @@ class VictimRow(_Row):
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionRow(_Row):
-    """One attack on one victim at its largest budget, over the seeds of that budget."""
+    """One attack on one victim at one budget, over the seeds at which it was carried out."""
 
     pool: str  # "in", "ood" or "none": where the thief's images come from
     labels: str  # "soft", "hard", ...: what is made of the victim's answers
@@ -112,8 +112,8 @@ class Measurements:
 def load_measurements(runs: Sequence[Path]) -> Measurements:
     """Read the measurements of run folders and aggregate them over the seeds.
 
-    An attack that was carried out at several budgets is one row: that of the largest budget, with
-    the others in its learning curve.
+    An attack that was carried out at several budgets is one row: that of the largest budget that
+    all victims share, with the others in its learning curve.
 
     Args:
         runs: One run folder, or several that differ only in seed.
@@ -133,17 +133,12 @@ def load_measurements(runs: Sequence[Path]) -> Measurements:
     victims = [record for record in records if record["kind"] == "victim"]
     thefts = [record for record in records if record["kind"] == "extraction"]
     require_equal(victims, ("images",))
+    _require_one_graph_per_seed([*victims, *thefts])
     # An attack is the same for all victims: without that the comparison would mean nothing.
     for group in _grouped(thefts, "pool", "labels", *_KIND).values():
         require_equal(group, _THIEF)
-    largest = [
-        record
-        for group in _grouped(thefts, "victim", "pool", "labels", *_KIND).values()
-        for record in _largest(group)
-    ]
-    for group in _grouped(largest, "pool", "labels", *_KIND).values():
-        require_equal(group, _ATTACK_SETTINGS)
-    measurements = Measurements(
+        require_equal(_at_the_compared_budget(group), _ATTACK_SETTINGS)
+    return Measurements(
         data=records[0]["data"],
         model=records[0]["model"],
         bits=records[0]["bits"],
@@ -151,12 +146,12 @@ def load_measurements(runs: Sequence[Path]) -> Measurements:
         executors=tuple(sorted({record["executor"] for record in victims})),
         victims=tuple(_victim_row(g) for g in _grouped(victims, "victim").values()),
         extractions=tuple(
-            _extraction_row(g)
-            for g in _grouped(thefts, "victim", "pool", "labels", *_KIND).values()
+            _extraction_row(g, _budget(attack))
+            for (victim,) in _grouped(thefts, "victim")
+            for attack in _grouped(thefts, "pool", "labels", *_KIND).values()
+            if (g := [record for record in attack if record["victim"] == victim])
         ),
     )
-    _require_same_graphs(victims, thefts)
-    return measurements
 
 
 def _require_same_settings(runs: Sequence[Path]) -> None:
@@ -216,20 +211,30 @@ def _require_distinct_seeds(group: Sequence[Record]) -> None:
             )
 
 
-def _require_same_graphs(victims: Sequence[Record], thefts: Sequence[Record]) -> None:
-    measured = {(record["victim"], record["seed"]): record for record in victims}
-    for theft in thefts:
-        victim = measured.get((theft["victim"], theft["seed"]))
-        if victim is not None and victim["graph_sha256"] != theft["graph_sha256"]:
+def _once_per_seed(group: Sequence[Record]) -> list[Record]:
+    """Keep one measurement per seed: each attack's folder has one of the victim, of one graph."""
+    first: dict[int, Record] = {}
+    for record in group:
+        seen = first.setdefault(record["seed"], record)
+        require_equal([seen, record], ("accuracy", "executor"))
+    return list(first.values())
+
+
+def _require_one_graph_per_seed(records: Sequence[Record]) -> None:
+    """Refuse to join what was measured on one graph with attacks on another."""
+    first: dict[tuple[str, int], Record] = {}
+    for record in records:
+        seen = first.setdefault((record["victim"], record["seed"]), record)
+        if record["graph_sha256"] != seen["graph_sha256"]:
             raise ConfigError(
-                f"{theft.path}: graph_sha256 is not that of {victim.path}, so another graph was "
-                "attacked than was measured; attack this one again"
+                f"{record.path}: graph_sha256 is not that of {seen.path}, so these are of another "
+                "graph of the same victim and seed; measure and attack one of them again"
             )
 
 
 def _victim_row(group: Sequence[Record]) -> VictimRow:
     require_equal(group, ("method", "parameters"))
-    _require_distinct_seeds(group)
+    group = _once_per_seed(group)
     return VictimRow(
         victim=group[0]["victim"],
         method=group[0]["method"],
@@ -246,27 +251,40 @@ def _victim_row(group: Sequence[Record]) -> VictimRow:
     )
 
 
-def _largest(group: Sequence[Record]) -> list[Record]:
-    """Keep the measurements of one attack at its largest budget."""
-    most = max(record["budget"] for record in group)
-    return [record for record in group if record["budget"] == most]
+def _budget(attack: Sequence[Record]) -> int:
+    """Choose the largest budget at which every victim was attacked, or the largest of all."""
+    every = [{record["budget"] for record in g} for g in _grouped(attack, "victim").values()]
+    return int(max(set.intersection(*every) or set.union(*every)))
+
+
+def _at_the_compared_budget(attack: Sequence[Record]) -> list[Record]:
+    budget = _budget(attack)
+    compared = [record for record in attack if record["budget"] == budget]
+    victims = {record["victim"] for record in compared}
+    # Victims without a common budget are refused, as attacks with other settings are.
+    return compared + [record for record in attack if record["victim"] not in victims]
 
 
 def _curve(group: Sequence[Record]) -> dict[int, Stat]:
-    """Join the points of one attack; an attack of a budget's own goes before a point on the way."""
-    values: dict[int, dict[int, float]] = defaultdict(dict)
+    """Join the points of one attack.
+
+    An attack that knew its budget goes before points on the way to a larger one: the questions of
+    some depend on it, so the two are not averaged.
+    """
+    on_the_way: dict[int, dict[int, float]] = defaultdict(dict)
+    whole: dict[int, dict[int, float]] = defaultdict(dict)
     for record in sorted(group, key=lambda record: -record["budget"]):
         for point in record["curve"] or []:
-            values[point["queries"]].setdefault(record["seed"], point["accuracy"])
-    for record in group:
-        values[record["queries"]][record["seed"]] = record["accuracy"]
+            on_the_way[point["queries"]].setdefault(record["seed"], point["accuracy"])
+        whole[record["queries"]][record["seed"]] = record["accuracy"]
+    values = on_the_way | whole
     return {queries: Stat.of(values[queries]) for queries in sorted(values)}
 
 
-def _extraction_row(attack: Sequence[Record]) -> ExtractionRow:
+def _extraction_row(attack: Sequence[Record], compared: int) -> ExtractionRow:
     for budget in {record["budget"] for record in attack}:
         _require_distinct_seeds([record for record in attack if record["budget"] == budget])
-    group = _largest(attack)
+    group = [record for record in attack if record["budget"] == compared]
     return ExtractionRow(
         victim=group[0]["victim"],
         pool=group[0]["pool"],

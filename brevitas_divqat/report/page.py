@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ReportFiles", "write_report"]
 
+CURVES = "curves.png"
+
 
 @dataclass(frozen=True)
 class ReportFiles:
@@ -84,11 +86,13 @@ def write_report(runs: Sequence[Path], out: Path) -> ReportFiles:
     files = ReportFiles(
         html=make_folder(out) / "report.html",
         png=out / "report.png",
-        curves=None if curves is None else out / "curves.png",
+        curves=None if curves is None else out / CURVES,
     )
     write_bytes(files.png, _png(figure))
-    if curves is not None and files.curves is not None:
-        write_bytes(files.curves, _png(curves))
+    if curves is not None:
+        write_bytes(out / CURVES, _png(curves))
+    else:
+        (out / CURVES).unlink(missing_ok=True)  # of an earlier report
     write_text(files.html, page)
     return files
 

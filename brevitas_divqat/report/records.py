@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,8 @@ __all__ = [
 ]
 
 SCHEMA = 1
+LARGEST = 2**53
+"""The largest number of anything: up to here a float holds every integer."""
 
 
 def _is_number(value: Any) -> bool:
@@ -37,7 +40,18 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST
+
+
+def _is_curve(value: Any) -> bool:
+    if not isinstance(value, list) or not all(isinstance(point, dict) for point in value):
+        return False
+    asked = [point.get("queries") for point in value]
+    return (
+        all(_is_count(queries) for queries in asked)
+        and all(before < after for before, after in itertools.pairwise([0, *asked]))
+        and all(FRACTION.holds(point.get("accuracy")) for point in value)
+    )
 
 
 @dataclass(frozen=True)
@@ -54,23 +68,12 @@ class Type:
 
 
 TEXT = Type("a text", lambda value: isinstance(value, str))
-COUNT = Type("an integer from 0", _is_count)
+COUNT = Type(f"an integer from 0 to {LARGEST}", _is_count)
 NUMBER = Type("a finite number", _is_number)
 FRACTION = Type("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
 OBJECT = Type("an object", lambda value: isinstance(value, dict))
 LIST = Type("a list", lambda value: isinstance(value, list))
-CURVE = Type(
-    "a list of objects with queries and accuracy",
-    lambda value: (
-        isinstance(value, list)
-        and all(
-            isinstance(point, dict)
-            and _is_count(point.get("queries"))
-            and FRACTION.holds(point.get("accuracy"))
-            for point in value
-        )
-    ),
-)
+CURVE = Type("a list of objects with ascending queries from 1, and accuracy", _is_curve)
 
 _COMMON = {
     "victim": TEXT,
@@ -181,6 +184,13 @@ def _checked(record: Record) -> Record:
             "move files that are no measurements out of the folder"
         )
     check_fields(record, _REQUIRED[kind], _OPTIONAL)
+    if kind == "extraction":
+        for point in record["curve"] or []:
+            if point["queries"] > record["queries"]:
+                raise ConfigError(
+                    f"{path}: curve has a point at {point['queries']} queries, but "
+                    f"{record['queries']} were asked; measure again"
+                )
     return record
 
 

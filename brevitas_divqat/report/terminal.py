@@ -36,7 +36,9 @@ def _table(grid: Grid) -> Table:
         padding=(0, 1, 0, 0),
     )
     for name, numeric in zip(grid.columns, grid.numeric, strict=True):
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(
+            name, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric
+        )
     for row in grid.rows:
         table.add_row(*(Text(cell) for cell in row))
     return table

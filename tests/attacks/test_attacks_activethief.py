@@ -110,7 +110,7 @@ def test_copies_of_each_image_fit_into_the_budget(pool: Images, name: str) -> No
 
 @EACH
 def test_a_budget_without_a_seed_is_refused(pool: Images, name: str) -> None:
-    with pytest.raises(ConfigError, match="begins with 10 images.*budget is 9") as caught:
+    with pytest.raises(ConfigError, match="needs 10 images.*budget is 9") as caught:
         steal(pool, name=name, budget=9)
     assert "\n" not in str(caught.value)
 

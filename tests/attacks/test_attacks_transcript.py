@@ -476,7 +476,7 @@ class Seeded(KnockoffNets):
 @pytest.mark.parametrize(("budget", "copies"), [(29, 1), (59, 2)])
 def test_a_budget_below_the_seed_set_is_refused(pool: Images, budget: int, copies: int) -> None:
     victim = Linear()
-    with pytest.raises(ConfigError, match=rf"begins with 30 images.*is {budget}: raise --budget"):
+    with pytest.raises(ConfigError, match=rf"needs 30 images.*is {budget}: raise --budget"):
         steal(victim, pool, strategy=Seeded(), budget=budget, copies=copies)
     assert victim.queries == 0
     assert len(steal(victim, pool, strategy=Seeded(), budget=60, copies=2).transcript) == 30
@@ -486,6 +486,33 @@ def test_a_budget_below_the_seed_set_is_refused(pool: Images, budget: int, copie
 def test_points_outside_the_budget_are_refused(pool: Images, points: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="a point of the curve is at"):
         steal(Linear(), pool, points=points)
+
+
+@pytest.mark.parametrize("points", [(10.5,), ("5",)])
+def test_points_are_whole_numbers(pool: Images, points: Any) -> None:
+    victim = Linear()
+    with pytest.raises(ConfigError, match="give whole numbers of queries"):
+        steal(victim, pool, points=points)
+    assert victim.queries == 0
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "match"),
+    [
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(17, CLASSES)), "cannot take images of"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), r"gives \(2, 4\) for 2 images"),
+        (nn.Identity, r"gives \(2, 1, 4, 4\) for 2 images"),
+    ],
+)
+def test_a_surrogate_that_does_not_fit_is_refused_before_a_query(
+    pool: Images, surrogate: Callable[[], nn.Module], match: str
+) -> None:
+    victim = Linear()
+    fit = FitConfig(1, 4, 0.05, "sgd", device="cpu")
+    with pytest.raises(ConfigError, match=match) as caught:
+        Attack(KnockoffNets(), fit)(victim, Resources(BUDGET, surrogate, 0, pool))
+    assert victim.queries == 0
+    assert "\n" not in str(caught.value)
 
 
 # The learning curve, and copies

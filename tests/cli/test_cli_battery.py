@@ -12,7 +12,7 @@ import pytest
 from brevitas_divqat.attacks import ATTACKS
 from brevitas_divqat.attacks.battery import Entry
 from brevitas_divqat.cli import main
-from brevitas_divqat.errors import AttackError
+from brevitas_divqat.errors import AttackError, DataError
 from brevitas_divqat.evaluation import battery as module
 from brevitas_divqat.evaluation import battery_process, bench_attacks
 from brevitas_divqat.files import locked
@@ -170,6 +170,8 @@ def test_an_attack_that_asks_about_no_images_needs_none(
     assert (record["attack"], record["pool"], record["pool_images"]) == ("noise", "none", 0)
     assert (tmp_path / "a" / "measurements" / "extraction-qat-noise-none-soft.json").exists()
     refused(capsys, ["attack", graph, "--images", "none", *small, *out], "give --images in or ood")
+    noise = ["attack", graph, "--attack", "noise", "--images", "in"]
+    refused(capsys, [*noise, *small, *out], "--images in is without effect: leave it out")
 
 
 # The benchmark
@@ -218,3 +220,16 @@ def test_bench_attacks_measures_every_attack(
     assert timed["seconds"] > timed["entry_seconds"] > timed["victim_seconds"] > 0
     assert timed["queries"] == 64
     assert "Battery 1 (quick)" in said
+
+
+def test_bench_attacks_refuses_a_battery_before_it_measures_anything(
+    graph: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*args: Any) -> None:
+        raise DataError("mnist: not found")
+
+    monkeypatch.delattr(bench_attacks, "_row")
+    argv = ["bench", "attacks", graph, "--battery", "quick"]
+    refused(capsys, [*argv, "--jobs", "0"], "jobs is 0")
+    monkeypatch.setattr(bench_attacks, "load", missing)
+    refused(capsys, argv, "mnist: not found")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from brevitas_divqat.attacks import AttackConfig, read_transcript
 from brevitas_divqat.attacks.battery import Entry
@@ -355,6 +356,23 @@ def test_a_battery_that_another_process_works_on_is_left_alone(setting: Setting)
             run_battery(setting, entries=ENTRIES[5:], jobs=1, resume=True)
         assert [p.name for p in (setting.folder / "battery").iterdir()] == [".lock"]
     run_battery(setting, entries=ENTRIES[5:], jobs=1)
+
+
+@pytest.mark.parametrize("change", [{"accuracy": "high"}, {"seconds": None}])
+def test_a_damaged_measurement_is_named(setting: Setting, change: dict[str, Any]) -> None:
+    run_battery(setting, entries=ENTRIES[:1], jobs=1)
+    path = setting.measurement(ENTRIES[0].name)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ConfigError, match=r"measurement.json is damaged, .*--resume") as caught:
+        run_battery(setting, entries=ENTRIES[:1], jobs=1, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_what_cannot_begin_leaves_no_folder(setting: Setting) -> None:
+    with pytest.raises(ConfigError, match="finds no GPU"):
+        run_battery(replace(setting, device="cuda"), entries=ENTRIES[:1], jobs=1)
+    run_battery(setting, entries=ENTRIES[:1], jobs=1)
 
 
 def test_an_entry_with_other_settings_is_not_taken_over(setting: Setting) -> None:

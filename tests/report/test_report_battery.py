@@ -60,6 +60,7 @@ def battery_json(seed: int = 0, victim: str = "divqat", shift: float = 0.0) -> d
             "in": {"name": "digits", "images": 450, "crc32": "01"},
             "ood": {"name": "photographs", "images": 4000, "crc32": "02"},
         },
+        "surrogate_device": "cpu",
         "images": 297,
         "seed": seed,
         "graph_sha256": f"{victim}-{seed}",
@@ -205,9 +206,11 @@ def test_the_plot_shows_every_entry_and_the_floor(tmp_path: Path) -> None:
     lines = [float(line.get_xdata()[0]) for line in axes.lines if len(line.get_xdata()) == 2]
     assert 90.0 in lines
     assert pytest.approx(21.0) in lines
-    first = write_battery_plot(battery, tmp_path).read_bytes()
+    write_battery_plot(battery, tmp_path / "first.png")
+    write_battery_plot(battery, tmp_path / "second.png")
+    first = (tmp_path / "first.png").read_bytes()
     assert first.startswith(b"\x89PNG")
-    assert write_battery_plot(battery, tmp_path).read_bytes() == first
+    assert (tmp_path / "second.png").read_bytes() == first
 
 
 def test_divqat_report_shows_batteries(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,3 +219,34 @@ def test_divqat_report_shows_batteries(tmp_path: Path, capsys: pytest.CaptureFix
     assert "knockoff-in-soft" in said
     assert "Worst case, accuracy: 85.0 %" in said
     assert not (tmp_path / "a" / "report.html").exists(), "there is nothing to put into it"
+    assert (tmp_path / "a" / "report-battery.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_divqat_report_draws_each_battery_where_it_is_told_to(tmp_path: Path) -> None:
+    folders = [write(tmp_path / victim, victim=victim) for victim in ("qat", "divqat")]
+    out = tmp_path / "new" / "out"
+    assert main(["report", *map(str, folders), "-o", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "report-battery-1.png",
+        "report-battery-2.png",
+    ]
+
+
+def test_divqat_report_leaves_no_folder_out_in_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(write(tmp_path / "a")), str(tmp_path / "typo")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "typo: holds neither measurements nor battery.json" in line
+
+
+@pytest.mark.parametrize(
+    "change", [{"surrogate_device": "cuda"}, {"entries": [row("knockoff-in-soft", 0.5, 0.5)]}]
+)
+def test_batteries_of_other_settings_are_shown_apart(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    folders = [write(tmp_path / "a"), write(tmp_path / "b", seed=1)]
+    path = folders[1] / "battery.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert [battery.seeds for battery in load_batteries(folders)] == [(0,), (1,)]

@@ -112,6 +112,19 @@ def test_query_set_figures_may_be_absent(
             "qat-in-soft", {"query_set__entropy": "high"}, "query_set.entropy", id="optional"
         ),
         pytest.param("qat-in-soft", {"curve": [{"queries": -1}]}, "curve is", id="curve"),
+        pytest.param(
+            "qat-in-soft",
+            {"curve": [{"queries": 9, "accuracy": 0.1}, {"queries": 9, "accuracy": 0.2}]},
+            "curve is",
+            id="curve twice",
+        ),
+        pytest.param(
+            "qat-in-soft",
+            {"curve": [{"queries": 20001, "accuracy": 0.1}]},
+            "curve has a point at 20001 queries",
+            id="curve beyond",
+        ),
+        pytest.param("qat-in-soft", {"queries": 10**400}, "queries is", id="no number of queries"),
         pytest.param("qat", {"data": "cifar10"}, "data is", id="data differs"),
         pytest.param("divqat", {"bits__weight": 2}, "bits is", id="bits differ"),
         pytest.param("qat-in-soft", {"budget": 50000}, "budget is", id="budget differs"),
@@ -247,13 +260,56 @@ def test_several_budgets_of_one_attack_are_one_learning_curve(
     }
 
 
-def test_victims_are_compared_at_the_same_largest_budget(
+def test_victims_are_compared_at_the_largest_budget_that_they_share(
     write_run: Callable[..., Path], edit_json: Callable[..., None]
 ) -> None:
     run = write_run(attacks=("ood/soft",))
     folder = run / "measurements"
     more = folder / "qat-ood-soft-50000.json"
     more.write_bytes((folder / "qat-ood-soft.json").read_bytes())
-    edit_json(more, budget=50000, queries=50000)
-    with pytest.raises(ConfigError, match="queries is"):
+    edit_json(more, budget=50000, queries=50000, accuracy=0.8)
+    qat, divqat = load_measurements([run]).extractions
+    assert qat.settings == divqat.settings
+    assert (qat.settings["budget"], qat.accuracy.mean) == (20000, 0.339)
+    assert list(qat.curve) == [20000, 50000]
+    (folder / "qat-ood-soft.json").unlink()
+    with pytest.raises(ConfigError, match="queries is"):  # they share none
         load_measurements([run])
+
+
+def test_folders_of_one_attack_each_are_joined(
+    write_run: Callable[..., Path], edit_json: Callable[..., None]
+) -> None:
+    runs = [write_run(victims=("qat",), attacks=("ood/soft",), name=name) for name in "ab"]
+    edit_json(runs[1] / "measurements" / "qat-ood-soft.json", budget=300, queries=300)
+    m = load_measurements(runs)
+    assert m.victims[0].qonnx_accuracy.seeds == (0,)
+    assert list(m.extractions[0].curve) == [300, 20000]
+    edit_json(runs[1] / "measurements" / "qat.json", accuracy__qonnx=0.5)
+    with pytest.raises(ConfigError, match="accuracy is"):
+        load_measurements(runs)
+
+
+def test_budgets_on_different_graphs_are_not_one_curve(
+    write_run: Callable[..., Path], edit_json: Callable[..., None]
+) -> None:
+    runs = [write_run(victims=("qat",), attacks=("ood/soft",), name=name) for name in "ab"]
+    for run in runs:
+        (run / "measurements" / "qat.json").unlink()
+    edit_json(runs[1] / "measurements" / "qat-ood-soft.json", budget=300, graph_sha256="x")
+    with pytest.raises(ConfigError, match="another graph"):
+        load_measurements(runs)
+
+
+def test_a_point_on_the_way_is_not_averaged_with_an_attack_of_that_budget(
+    write_run: Callable[..., Path], edit_json: Callable[..., None]
+) -> None:
+    runs = [write_run(seed, victims=("qat",), attacks=("ood/soft",)) for seed in (0, 1)]
+    for run in runs:
+        edit_json(run / "measurements" / "qat-ood-soft.json", accuracy=0.7, curve=CURVE)
+    own = runs[0] / "measurements" / "own.json"
+    own.write_bytes((runs[0] / "measurements" / "qat-ood-soft.json").read_bytes())
+    edit_json(own, budget=1000, queries=1000, accuracy=0.3, curve=None)
+    (row,) = load_measurements(runs).extractions
+    assert row.curve[1000] == Stat.of({0: 0.3})
+    assert row.curve[5300].n == 2

@@ -174,3 +174,35 @@ def test_without_learning_curves_there_is_no_plot_of_them(
     assert plot_curves(load_measurements([run])) is None
     assert write_report([run], tmp_path).curves is None
     assert not (tmp_path / "curves.png").exists()
+
+
+def test_a_report_without_curves_takes_away_the_plot_of_an_earlier_one(
+    curved_runs: list[Path], write_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    write_report(curved_runs, out)
+    write_report([write_run(0, name="plain")], out)
+    assert not (out / "curves.png").exists()
+
+
+def test_points_of_one_curve_have_columns_of_their_own(
+    write_run: Callable[..., Path], edit_json: Callable[..., None]
+) -> None:
+    run = write_run(victims=("qat",), attacks=("ood/soft",))
+    points = [100, 105, 109, 200, 300, 400, 500, 600]
+    curve = [{"queries": queries, "accuracy": 0.1} for queries in points]
+    edit_json(run / "measurements" / "qat-ood-soft.json", curve=curve)
+    text = rendered([run])
+    assert re.search(r"attack +100 +105 +109 +200 +300 +400 ", text)
+    assert re.search(r"attack +500 +600 +20,000 ", text)
+
+
+def test_seeds_that_pass_a_point_differently_share_its_column(
+    write_run: Callable[..., Path], edit_json: Callable[..., None]
+) -> None:
+    runs = [write_run(seed, victims=("qat",), attacks=("ood/soft",)) for seed in (0, 1)]
+    for run, queries, accuracy in zip(runs, (500, 520), (0.2, 0.4), strict=True):
+        curve = [{"queries": queries, "accuracy": accuracy}]
+        edit_json(run / "measurements" / "qat-ood-soft.json", curve=curve)
+    assert re.search(r"attack +500 +20,000 ", rendered(runs))
+    assert re.search(r"30\.0 ± 14\.1 +33\.9 ± 0\.0", rendered(runs))
