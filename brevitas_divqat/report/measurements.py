@@ -77,7 +77,8 @@ class ExtractionRow(_Row):
         """The pool and the labels, and what else tells the attacks of one run apart."""
         own = {key: value for key, value in self.kind.items() if value != _KIND[key]}
         first = [own["attack"]] if "attack" in own else []
-        first += [own["policy"]] if own.get("policy", "none") != "none" else []
+        if own.get("policy", "none") != "none":
+            first = [f"{self.kind['attack']}-{own['policy']}"]
         last = [own["training"]] if "training" in own else []
         if "copies" in own:
             last.append(f"{own['copies']} {self.kind['copy_kind']} copies")
