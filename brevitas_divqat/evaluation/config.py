@@ -120,7 +120,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: see `read_yaml`.
     """
-    later = {**asdict(ExecutorConfig()), **asdict(AttackConfig())}
+    later = {**asdict(ExecutorConfig()), **asdict(AttackConfig()), **asdict(LossConfig())}
     return {k: _plain(v) for k, v in later.items()} | dict(read_yaml(folder / CONFIG_FILE))
 
 

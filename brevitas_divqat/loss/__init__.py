@@ -13,6 +13,7 @@ from brevitas_divqat.loss.functional import (
     divqat_loss,
     per_sample_divergence,
 )
+from brevitas_divqat.loss.outliers import OutlierKind, outliers_like
 
 __all__ = [
     "PRESETS",
@@ -21,9 +22,11 @@ __all__ = [
     "LossConfig",
     "LossReport",
     "LossTerms",
+    "OutlierKind",
     "Preset",
     "Weighting",
     "divergence",
     "divqat_loss",
+    "outliers_like",
     "per_sample_divergence",
 ]

@@ -4,19 +4,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
 
 from brevitas_divqat.errors import ConfigError, check_choice
 from brevitas_divqat.loss.functional import Direction, Weighting
+from brevitas_divqat.loss.outliers import OutlierKind
 
 __all__ = ["PRESETS", "LossConfig", "Preset"]
 
 Preset = Literal["F1", "F3"]
 
 MAX_TEMPERATURE = 1e4
-NUMBERS = ("alpha", "temperature", "cap", "warmup_steps", "label_smoothing")
+NUMBERS = ("alpha", "temperature", "cap", "warmup_steps", "label_smoothing", "outlier_share")
+OUTLIER_SHARE = 0.5
+MAX_OUTLIER_SHARE = 10.0
 
 PRESETS: dict[str, dict[str, Any]] = {
     "F1": {
@@ -53,9 +57,13 @@ class LossConfig:
         cap: the most that one sample's divergence counts, in nats times T²; 10 in F1, none in F3.
         warmup_steps: steps over which alpha grows linearly from 0.
         label_smoothing: of the cross-entropy, in [0, 1).
+        outliers: what images of no class are made in each step, of textures and patches; the
+            divergence is then asked for on these, and no more on the training images.
+        outlier_share: how many of them, per training image; 0.5 by default.
 
     Raises:
-        ConfigError: if a value is out of range, or so large that being wrong would pay.
+        ConfigError: if a value is out of range, without effect, or so large that being wrong would
+            pay.
     """
 
     preset: Preset = "F3"
@@ -66,6 +74,8 @@ class LossConfig:
     cap: float | None = None
     warmup_steps: int = 0
     label_smoothing: float = 0.0
+    outliers: tuple[OutlierKind, ...] = ()
+    outlier_share: float | None = None
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -77,8 +87,30 @@ class LossConfig:
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        self._check_outliers()
         self._check_ranges()
         self._check_right_class_pays()
+
+    def _check_outliers(self) -> None:
+        if isinstance(self.outliers, str) or not isinstance(self.outliers, Sequence):
+            raise ConfigError(f"outliers is {self.outliers!r}: give a list, for example [textures]")
+        object.__setattr__(self, "outliers", tuple(self.outliers))
+        for kind in self.outliers:
+            check_choice("outliers", kind, OutlierKind)
+        if len(set(self.outliers)) < len(self.outliers):
+            raise ConfigError(f"outliers is {list(self.outliers)}: name each kind once")
+        if not self.outliers and self.outlier_share is not None:
+            raise ConfigError(
+                f"outlier_share is {self.outlier_share} without outliers, which has no effect: "
+                "name their kinds, or leave it out"
+            )
+        if self.outliers and self.outlier_share is None:
+            object.__setattr__(self, "outlier_share", OUTLIER_SHARE)
+        if self.outliers and not 0 < self.share <= MAX_OUTLIER_SHARE:
+            raise ConfigError(
+                f"outlier_share is {self.outlier_share}: it must be more than 0 and at most "
+                f"{MAX_OUTLIER_SHARE:g}"
+            )
 
     def _check_ranges(self) -> None:
         check_choice("direction", self.direction, Direction)
@@ -105,9 +137,14 @@ class LossConfig:
         With KL(P||Q) that costs the cross-entropy 1 per unit and earns the divergence up to
         alpha T, so alpha T must stay below the cross-entropy's weight. A wrong class's logit can
         fall without end at any alpha above 0: that costs nothing, and only a cap bounds what it
-        earns.
+        earns. Outliers have no right class.
         """
-        if self.weighting == "convex" and self.weight >= 0.5:
+        if self.weighting == "convex" and self.weight >= 1:
+            raise ConfigError(
+                f"alpha is {self.alpha} with convex weighting: it must be below 1, or nothing is "
+                "left of the cross-entropy"
+            )
+        if self.weighting == "convex" and self.weight >= 0.5 and not self.outliers:
             raise ConfigError(
                 f"alpha is {self.alpha} with convex weighting: it must be below 0.5, or the "
                 "divergence outweighs the cross-entropy"
@@ -117,6 +154,8 @@ class LossConfig:
                 f"alpha is {self.alpha} with direction 'p||q' and no cap: the loss would have no "
                 "lower bound, give a cap in nats, for example 10"
             )
+        if self.outliers:
+            return
         ce_weight = 1.0 if self.weighting == "additive" else 1.0 - self.weight
         if self.direction == "p||q" and self.weight * self.softness >= ce_weight:
             limit = 1 / self.softness if self.weighting == "additive" else 1 / (1 + self.softness)
@@ -130,6 +169,11 @@ class LossConfig:
         """Alpha, resolved."""
         assert self.alpha is not None
         return self.alpha
+
+    @property
+    def share(self) -> float:
+        """How many outliers are made per training image; 0 without outliers."""
+        return 0.0 if self.outlier_share is None else self.outlier_share
 
     @property
     def softness(self) -> float:

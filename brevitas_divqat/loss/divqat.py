@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from brevitas_divqat.loss.functional import (
     subtract,
     wide,
 )
+from brevitas_divqat.loss.outliers import OutlierKind, outliers_like
 from brevitas_divqat.loss.watch import (
     ForwardPass,
     Watch,
@@ -65,6 +66,10 @@ class DivQATLoss(nn.Module):
     forward hook then notes each training pass. Without it, call ``criterion(model(x), y, x)``. A
     copy of this module watches nothing.
 
+    With ``outliers`` the divergence is asked for on images of no class, as a foreign thief's
+    questions are: call ``criterion(model(criterion.with_outliers(x)), y)``. They share the batch,
+    and so the statistics of BatchNorm, with the training images.
+
     With ``alpha=0`` the reference is never run and the loss is ``F.cross_entropy``, bit for bit.
     Under evaluation the loss is the cross-entropy alone: where this module or the watched model is
     in evaluation mode, or gradients are off. Targets that the base loss ignores still count in the
@@ -83,6 +88,9 @@ class DivQATLoss(nn.Module):
             ``"p||q"``, which has no upper bound.
         warmup_steps: training calls of this module over which alpha grows linearly from 0.
         label_smoothing: of the cross-entropy, in [0, 1).
+        outliers: kinds of outliers that `with_outliers` makes, of ``"textures"`` and ``"patches"``;
+            none by default.
+        outlier_share: outliers per training image; 0.5 by default.
         base: the loss of (logits, targets) in the cross-entropy's place, for example
             ``nn.CrossEntropyLoss(weight=…)``.
         cache: keep the reference's logits of so many inputs, and run it on inputs that are new
@@ -128,6 +136,8 @@ class DivQATLoss(nn.Module):
         cap: float | None = None,
         warmup_steps: int = 0,
         label_smoothing: float = 0.0,
+        outliers: Sequence[OutlierKind] = (),
+        outlier_share: float | None = None,
         base: Callable[[Tensor, Tensor], Tensor] | None = None,
         cache: int | None = None,
     ) -> None:
@@ -141,7 +151,14 @@ class DivQATLoss(nn.Module):
             cap=cap,
             warmup_steps=warmup_steps,
             label_smoothing=label_smoothing,
+            outliers=tuple(outliers),
+            outlier_share=outlier_share,
         )
+        if self.config.outliers and cache is not None:
+            raise ConfigError(
+                "cache is on, and the reference is asked about outliers alone, which are new in "
+                "every step: leave the cache out"
+            )
         if base is not None and label_smoothing:
             raise ConfigError(
                 f"label_smoothing is {label_smoothing} and base is given: leave the smoothing to it"
@@ -170,6 +187,33 @@ class DivQATLoss(nn.Module):
             return self.config.weight
         return self.config.weight * min(1.0, int(self.step) / self.config.warmup_steps)
 
+    def with_outliers(self, inputs: Tensor) -> Tensor:
+        """Append outliers to a batch of training images.
+
+        Nothing is appended where none are configured, with ``alpha=0``, in evaluation mode, or
+        without gradients.
+
+        Args:
+            inputs: (N, C, H, W), as the model is given them.
+
+        Returns:
+            (N + M, C, H, W), M of ``outlier_share`` times N, rounded down, but 1 or more.
+
+        Raises:
+            ConfigError: if the inputs are no images.
+        """
+        wanted = self.training and torch.is_grad_enabled() and self.config.weight > 0
+        if not self.config.outliers or not wanted:
+            return inputs
+        if inputs.ndim != 4 or min(inputs.shape[2:]) < 2 or not inputs.is_floating_point():
+            raise ConfigError(
+                f"outliers are asked for, but the inputs are {inputs.dtype} of shape "
+                f"{tuple(inputs.shape)}: give floating-point images (N, C, H, W) of 2x2 or more"
+            )
+        count = max(1, int(len(inputs) * self.config.share))
+        with torch.no_grad():
+            return torch.cat([inputs, outliers_like(inputs, self.config.outliers, count)])
+
     def forward(
         self,
         logits: Tensor,
@@ -181,11 +225,13 @@ class DivQATLoss(nn.Module):
         """Return the loss of one batch.
 
         Args:
-            logits: (N, C) pre-softmax, of the quantized model.
+            logits: (N, C) pre-softmax, of the quantized model; (N + M, C) with M outliers at the
+                end.
             targets: (N,) class indices, or (N, C) class probabilities.
             inputs: what the quantized model was given, for the reference; where the model is
                 watched, it need not be given.
-            reference_logits: (N, C) of the reference, where the caller keeps them.
+            reference_logits: (N, C) of the reference, where the caller keeps them; (M, C) with
+                outliers, theirs alone.
 
         Returns:
             A scalar.
@@ -197,41 +243,54 @@ class DivQATLoss(nn.Module):
                 not those of the watched model's last training pass.
         """
         logits = plain(logits)
+        first = len(targets) if self.config.outliers else 0  # of the rows that have no target
+        labelled = logits[:first] if 0 < first < len(logits) else logits
         if self.config.weight == 0 or self._evaluating():
-            loss = _scalar(self.base(logits, targets))
-            self.report = _report(logits, loss, loss.new_zeros(()), 0.0)
+            loss = _scalar(self.base(labelled, targets))
+            self.report = _report(labelled, loss, loss.new_zeros(()), 0.0)
             return loss
+        if self.config.outliers and first >= len(logits):
+            raise ConfigError(
+                f"there are {len(logits)} logits for {first} targets, and so no outliers: call "
+                "model(criterion.with_outliers(inputs))"
+            )
+        asked = logits[first:] if first else logits
         if reference_logits is None:
-            reference_logits = self._reference_logits(logits, inputs)
+            reference_logits = self._reference_logits(logits, inputs, first)
         reference_logits = plain(reference_logits)
         if not isinstance(reference_logits, Tensor):
             raise TypeError(
                 f"reference_logits is a {type(reference_logits).__name__}: give a tensor (N, C)"
             )
-        if reference_logits.shape != logits.shape:
-            unequal = "images" if len(reference_logits) != len(logits) else "classes"
+        if reference_logits.shape != asked.shape:
+            unequal = "images" if len(reference_logits) != len(asked) else "classes"
             raise ConfigError(
                 f"the reference gives logits of shape {tuple(reference_logits.shape)}, the model "
-                f"{tuple(logits.shape)}: both need the same {unequal}"
+                f"{tuple(asked.shape)}: both need the same {unequal}"
             )
         alpha = self.current_alpha()
         self.step += 1
-        terms = self._terms(logits, targets, reference_logits.detach(), alpha)
-        self.report = _report(logits, terms.cross_entropy, terms.divergence, alpha)
+        terms = self._terms(labelled, targets, asked, reference_logits.detach(), alpha)
+        self.report = _report(labelled, terms.cross_entropy, terms.divergence, alpha)
         return terms.loss
 
     def _terms(
-        self, logits: Tensor, targets: Tensor, reference_logits: Tensor, alpha: float
+        self,
+        labelled: Tensor,
+        targets: Tensor,
+        asked: Tensor,
+        reference_logits: Tensor,
+        alpha: float,
     ) -> LossTerms:
         away = divergence(
-            logits,
+            asked,
             reference_logits,
             direction=self.config.direction,  # type: ignore[arg-type]
             temperature=self.config.softness,
             cap=self.config.cap,
         )
         weighting = self.config.weighting
-        base = _scalar(self.base(wide(logits), targets))
+        base = _scalar(self.base(wide(labelled), targets))
         return subtract(base, away, alpha, weighting)  # type: ignore[arg-type]
 
     def _evaluating(self) -> bool:
@@ -250,7 +309,8 @@ class DivQATLoss(nn.Module):
             )
         return True
 
-    def _reference_logits(self, logits: Tensor, inputs: Tensor | None) -> Tensor:
+    def _reference_logits(self, logits: Tensor, inputs: Tensor | None, first: int) -> Tensor:
+        """Ask the reference about the images from ``first`` on."""
         if inputs is not None:
             given = ForwardPass((inputs,), {})
         elif self._watch is not None:
@@ -262,6 +322,12 @@ class DivQATLoss(nn.Module):
                 "inputs), since the reference needs the model's inputs"
             )
         if given.reference_logits is None:
+            if first:
+
+                def rest(tensor: Tensor) -> Tensor:
+                    return tensor[first:] if len(tensor) == len(logits) else tensor
+
+                given.args, given.kwargs = tree_map_only(Tensor, rest, (given.args, given.kwargs))
             given.reference_logits = self._looked_up(given)
             given.args, given.kwargs = (), {}  # a batch need not wait for the next one
         return given.reference_logits

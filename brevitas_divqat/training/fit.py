@@ -209,6 +209,8 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * 0.5 * (1 + math.cos(math.pi * done / total))
         inputs = to_input(batch.to(self.fabric.device))
+        if isinstance(self.criterion, DivQATLoss):
+            inputs = self.criterion.with_outliers(inputs)
         loss = self.criterion(self.wrapped(inputs), targets.to(self.fabric.device), inputs)
         if torch.isfinite(loss):
             self.optimizer.zero_grad()

@@ -34,6 +34,19 @@ BAD = [
     ({"label_smoothing": 1.0}, "label_smoothing", "must be in [0, 1)"),
     ({"label_smoothing": -0.1}, "label_smoothing", "must be in [0, 1)"),
     ({"warmup_steps": -1}, "warmup_steps", "must be 0 or more"),
+    ({"alpha": 1.0, "weighting": "convex"}, "alpha", "must be below 1"),
+    ({"outliers": ("noise",)}, "outliers", "choose from"),
+    ({"outliers": "textures"}, "outliers", "give a list"),
+    ({"outliers": ("patches", "patches")}, "outliers", "name each kind once"),
+    ({"outlier_share": 0.5}, "outlier_share", "name their kinds"),
+    ({"outliers": ("patches",), "outlier_share": 0.0}, "outlier_share", "must be more than 0"),
+    ({"outliers": ("patches",), "outlier_share": math.nan}, "outlier_share", "more than 0"),
+    ({"outliers": ("patches",), "outlier_share": 11}, "outlier_share", "at most 10"),
+    (
+        {"outliers": ("patches",), "preset": "F1", "alpha": 0.5, "direction": "p||q", "cap": -1.0},
+        "cap",
+        "must be more than 0",
+    ),
 ]
 GOOD = [
     {"alpha": 0.0},
@@ -45,6 +58,10 @@ GOOD = [
     {"alpha": 0.49, "weighting": "convex"},
     {"label_smoothing": 0.99},
     {"cap": 1e-3},
+    {"outliers": ("patches",)},
+    {"outliers": ("patches", "textures"), "outlier_share": 2},
+    {"outliers": ("patches",), "alpha": 0.9, "weighting": "convex"},
+    {"outliers": ("patches",), "preset": "F1", "alpha": 5.0},
 ]
 
 

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Outliers: what they are, that they alone are diverged on, and that a training draws them anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from brevitas.nn import QuantLinear
+from torch import Tensor, nn
+
+from brevitas_divqat.errors import ConfigError
+from brevitas_divqat.loss import DivQATLoss, OutlierKind, divergence, outliers_like
+from brevitas_divqat.training import FitConfig, fit
+
+KINDS: Sequence[OutlierKind] = get_args(OutlierKind)
+IMAGES, CLASSES = 12, 5
+
+
+class Classifier(nn.Module):
+    """Linear, quantized or not."""
+
+    def __init__(self, quantized: bool) -> None:
+        super().__init__()
+        layer = QuantLinear(48, CLASSES, bias=True) if quantized else nn.Linear(48, CLASSES)
+        self.layer = layer
+        self.seen = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += len(x)
+        logits: Tensor = self.layer(x.flatten(1))
+        return logits
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(IMAGES, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.fixture
+def targets() -> Tensor:
+    return torch.arange(IMAGES) % CLASSES
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(3)
+
+
+# --- the images --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 7), (1, 2, 2)])
+@pytest.mark.parametrize("count", [0, 1, 30])
+def test_outliers_are_images_like_the_given_ones(
+    kind: OutlierKind, shape: tuple[int, int, int], count: int
+) -> None:
+    images = torch.rand(6, *shape, dtype=torch.float64) * 3 - 1
+    made = outliers_like(images, [kind], count)
+    assert made.shape == (count, *shape)
+    assert made.dtype == images.dtype
+    if count:
+        low, high = images.amin(dim=(0, 2, 3)), images.amax(dim=(0, 2, 3))
+        assert (made.amin(dim=(0, 2, 3)) >= low - 1e-6).all()
+        assert (made.amax(dim=(0, 2, 3)) <= high + 1e-6).all()
+        assert not any(torch.equal(a, b) for a in made for b in images)
+
+
+def test_kinds_share_the_number(images: Tensor) -> None:
+    torch.manual_seed(0)
+    both = outliers_like(images, ["textures", "patches"], 7)
+    torch.manual_seed(0)
+    textures = outliers_like(images, ["textures"], 4)
+    assert len(both) == 7
+    assert torch.equal(both[:4], textures)
+
+
+def test_the_same_seed_makes_the_same_outliers(images: Tensor) -> None:
+    made = []
+    for number in (0, 0, 1):
+        torch.manual_seed(number)
+        made.append(outliers_like(images, KINDS, 20))
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2])
+
+
+def test_patches_are_quarters_of_the_images() -> None:
+    images = torch.arange(6 * 4).float().view(6, 4, 1, 1).repeat(1, 1, 2, 2)  # (image, quarter)
+    images = images.view(6, 2, 2, 2, 2).permute(0, 1, 3, 2, 4).reshape(6, 1, 4, 4)
+    made = outliers_like(images, ["patches"], 200).view(200, 2, 2, 2, 2).permute(0, 1, 3, 2, 4)
+    quarters = made.reshape(800, 4)
+    assert (quarters == quarters[:, :1]).all(), "each is one quarter of one image"
+    assert set(quarters[:, 0].tolist()) == set(range(24)), "every quarter of every image"
+
+
+def test_textures_differ_in_roughness_contrast_and_colour() -> None:
+    made = outliers_like(torch.rand(2, 3, 16, 16), ["textures"], 200)
+    steps = (made[..., 1:] - made[..., :-1]).abs().mean(dim=(1, 2, 3))
+    roughness = steps / made.std(dim=(1, 2, 3)).clamp_min(1e-3)
+    assert roughness.quantile(0.05) < 0.4 < 0.9 < roughness.quantile(0.95)
+    contrast = made.std(dim=(1, 2, 3))
+    assert contrast.quantile(0.05) < 0.15 < 0.3 < contrast.quantile(0.95)
+    colour = (made - made.mean(dim=1, keepdim=True)).abs().mean(dim=(1, 2, 3)) / contrast
+    assert colour.quantile(0.05) < 0.1 < 0.3 < colour.quantile(0.95)
+
+
+def test_textures_of_8_bit_images_are_8_bit() -> None:
+    images = torch.arange(256).float().view(1, 1, 16, 16) / 256
+    made = outliers_like(images, ["textures"], 10) * 256
+    torch.testing.assert_close(made, made.round(), rtol=0, atol=1e-4)
+
+
+# --- the criterion -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_the_divergence_is_that_of_the_outliers_alone(
+    images: Tensor, targets: Tensor, watched: bool
+) -> None:
+    reference, model = Classifier(False), Classifier(True)
+    criterion = DivQATLoss(
+        reference, model=model if watched else None, alpha=0.3, outliers=KINDS, outlier_share=0.75
+    )
+    batch = criterion.with_outliers(images)
+    assert torch.equal(batch[:IMAGES], images)
+    assert len(batch) == IMAGES + 9
+    logits = model(batch)
+    loss = criterion(logits, targets) if watched else criterion(logits, targets, batch)
+    expected = F.cross_entropy(logits[:IMAGES], targets)
+    away = divergence(logits[IMAGES:], reference(batch[IMAGES:]), temperature=4.0)
+    assert torch.equal(loss, expected - 0.3 * away)
+    assert criterion.reference.seen == 9, "the reference is asked about the outliers alone"
+    loss.backward()
+    assert model.layer.weight.grad is not None
+
+
+def test_reference_logits_of_the_outliers_may_be_given(images: Tensor, targets: Tensor) -> None:
+    reference, model = Classifier(False), Classifier(True)
+    criterion = DivQATLoss(reference, alpha=0.3, outliers=["patches"])
+    batch = criterion.with_outliers(images)
+    logits, theirs = model(batch), reference(batch[IMAGES:])
+    given = criterion(logits, targets, reference_logits=theirs)
+    assert torch.equal(given, criterion(logits, targets, batch))
+    with pytest.raises(ConfigError, match="both need the same images"):
+        criterion(logits, targets, reference_logits=reference(batch))
+
+
+def test_soft_targets_are_counted_like_labels(images: Tensor, targets: Tensor) -> None:
+    reference, model = Classifier(False), Classifier(True)
+    criterion = DivQATLoss(reference, outliers=["patches"])
+    batch = criterion.with_outliers(images)
+    logits = model(batch)
+    one_hot = F.one_hot(targets, CLASSES).float()
+    torch.testing.assert_close(criterion(logits, one_hot, batch), criterion(logits, targets, batch))
+
+
+def test_only_training_with_an_alpha_has_outliers(images: Tensor, targets: Tensor) -> None:
+    reference, model = Classifier(False), Classifier(True)
+    without = DivQATLoss(reference, alpha=0.0, outliers=KINDS)
+    assert without.with_outliers(images) is images
+    assert DivQATLoss(reference).with_outliers(images) is images
+    criterion = DivQATLoss(reference, outliers=KINDS)
+    with torch.no_grad():
+        assert criterion.with_outliers(images) is images
+    batch = criterion.with_outliers(images)
+    criterion.eval()
+    assert criterion.with_outliers(images) is images
+    logits = model(batch)
+    plain = F.cross_entropy(logits[:IMAGES], targets)
+    assert torch.equal(criterion(logits, targets), plain), "outliers have no label to be tested on"
+    assert torch.equal(without(logits, targets), plain)
+
+
+def test_a_batch_without_outliers_is_refused(images: Tensor, targets: Tensor) -> None:
+    criterion = DivQATLoss(Classifier(False), outliers=KINDS)
+    with pytest.raises(ConfigError, match="no outliers: call model") as caught:
+        criterion(Classifier(True)(images), targets, images)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "inputs", [torch.rand(4, 9), torch.rand(4, 3, 1, 5), torch.zeros(4, 1, 4, 4, dtype=torch.uint8)]
+)
+def test_outliers_are_made_of_images_alone(inputs: Tensor) -> None:
+    criterion = DivQATLoss(Classifier(False), outliers=KINDS)
+    with pytest.raises(ConfigError, match="give floating-point images"):
+        criterion.with_outliers(inputs)
+
+
+def test_a_cache_of_outliers_is_refused() -> None:
+    with pytest.raises(ConfigError, match="leave the cache out"):
+        DivQATLoss(Classifier(False), outliers=KINDS, cache=10)
+
+
+# --- a training --------------------------------------------------------------------------------
+
+
+def test_a_training_with_outliers_goes_on_bit_for_bit(tmp_path: Any) -> None:
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (40, 3, 4, 4), dtype=np.uint8)
+    labels = random.integers(0, CLASSES, 40)
+    torch.manual_seed(1)
+    reference = Classifier(False)
+
+    def trained(epochs: int, folder: Any, alpha: float = 0.2) -> dict[str, Tensor]:
+        torch.manual_seed(2)
+        model = Classifier(True)
+        criterion = DivQATLoss(reference, alpha=alpha, outliers=KINDS)
+        config = FitConfig(epochs, batch_size=8, device="cpu")
+        fit(model, criterion, pixels, labels, config=config, seed=0, folder=folder, resume=True)
+        return model.state_dict()
+
+    class Stopped(Exception):
+        pass
+
+    whole = trained(3, tmp_path / "whole")
+    again = trained(3, tmp_path / "again")
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
+    with pytest.MonkeyPatch.context() as patch:
+        module = import_module("brevitas_divqat.training.fit")
+        saved, calls = module.save_state, []
+
+        def save(*args: Any, **options: Any) -> None:
+            saved(*args, **options)
+            calls.append(1)
+            if len(calls) == 3:  # the beginning and two epochs
+                raise Stopped
+
+        patch.setattr(module, "save_state", save)
+        with pytest.raises(Stopped):
+            trained(3, tmp_path / "broken")
+    resumed = trained(3, tmp_path / "broken")
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    plain = trained(3, tmp_path / "plain", alpha=0.0)
+    assert any(not torch.equal(whole[key], plain[key]) for key in whole)
