@@ -88,8 +88,8 @@ class DivQATLoss(nn.Module):
             ``"p||q"``, which has no upper bound.
         warmup_steps: training calls of this module over which alpha grows linearly from 0.
         label_smoothing: of the cross-entropy, in [0, 1).
-        outliers: kinds of outliers that `with_outliers` makes, of ``"textures"`` and ``"patches"``;
-            none by default.
+        outliers: kinds of outliers that `with_outliers` makes, of ``"textures"``, ``"patches"``
+            and ``"shapes"``; none by default.
         outlier_share: outliers per training image; 0.5 by default.
         base: the loss of (logits, targets) in the cross-entropy's place, for example
             ``nn.CrossEntropyLoss(weight=…)``.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 __all__ = ["MAKERS", "OutlierKind", "outliers_like"]
 
-OutlierKind = Literal["textures", "patches"]
+OutlierKind = Literal["textures", "patches", "shapes"]
 
 LEVELS = 255
 """Steps between the darkest and the brightest pixel: deployed graphs take 8-bit images."""
@@ -20,6 +20,10 @@ SPECTRA = 2.5
 noise to little more than a gradient. Natural images have about 1."""
 CONTRASTS = (0.12, 0.47)
 """Range of a texture's standard deviation, as a share of the range of pixels; it is clipped."""
+SHAPES = (1.5, 3.5)
+"""Range of a for the fields that shapes are cut out of."""
+BLACK = 0.6
+"""Share of the shapes that lie before black."""
 
 
 def outliers_like(images: Tensor, kinds: Sequence[OutlierKind], count: int) -> Tensor:
@@ -27,7 +31,8 @@ def outliers_like(images: Tensor, kinds: Sequence[OutlierKind], count: int) -> T
 
     ``textures`` are random fields with a spectrum of 1/f^a, of random a, contrast, brightness and
     colour; ``patches`` are put together from quarters of four of the given images, each quarter in
-    a random place.
+    a random place; ``shapes`` are blobs and strokes of one level before black or another level, cut
+    out of smooth fields.
 
     Random numbers are torch's own, of the images' device: seed them for the same outliers again.
 
@@ -59,32 +64,58 @@ def _patches(images: Tensor, count: int) -> Tensor:
 
 
 def _textures(images: Tensor, count: int) -> Tensor:
-    _, channels, height, width = images.shape
-    device = images.device
+    field = _field(images, count, (0, SPECTRA))
+    contrast, brightness = (_uniform(images, count, *ends) for ends in (CONTRASTS, (0, 1)))
+    return _in_range_of(images, contrast * field + brightness)
+
+
+def _shapes(images: Tensor, count: int) -> Tensor:
+    """Cut blobs, or strokes along level lines, out of a smooth field; most before black."""
 
     def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(count, 1, 1, 1, device=device)
+        return _uniform(images, count, low, high)
 
+    field = _field(images, count, SHAPES)
+    strokes = uniform(0.1, 0.5) - (field - uniform(-1, 1)).abs()
+    blobs = field - uniform(-0.5, 1.2)
+    inside = torch.where(uniform(0, 1) < 0.5, strokes, blobs)
+    cover = torch.sigmoid(inside * uniform(3, 20))
+    ground = torch.where(uniform(0, 1) < BLACK, 0.0, uniform(0, 1))
+    return _in_range_of(images, ground + (uniform(0, 1) - ground) * cover)
+
+
+def _uniform(images: Tensor, count: int, low: float, high: float) -> Tensor:
+    return low + (high - low) * torch.rand(count, 1, 1, 1, device=images.device)
+
+
+def _field(images: Tensor, count: int, exponents: tuple[float, float]) -> Tensor:
+    """Make random fields (count, C, H, W) of mean 0 and standard deviation 1, grey to colourful."""
+    _, channels, height, width = images.shape
+    device = images.device
     noise = torch.randn(count, 1, height, width, device=device)
     own = torch.randn(count, channels, height, width, device=device)
-    noise = noise + uniform(0, 1) * own  # grey to colourful
+    noise = noise + _uniform(images, count, 0, 1) * own
     frequency = torch.hypot(
         torch.fft.fftfreq(height, device=device)[:, None],
         torch.fft.rfftfreq(width, device=device)[None, :],
     ).clamp_min(1 / max(height, width))
-    spectrum = torch.fft.rfft2(noise) * frequency.pow(-uniform(0, SPECTRA))
+    spectrum = torch.fft.rfft2(noise) * frequency.pow(-_uniform(images, count, *exponents))
     field = torch.fft.irfft2(spectrum, s=(height, width))
     field = field - field.mean(dim=(1, 2, 3), keepdim=True)
-    field = field / field.std(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(field.dtype).tiny)
-    field = (uniform(*CONTRASTS) * field + uniform(0, 1)).clamp(0, 1)
-    field = (field * LEVELS).round() / LEVELS
+    return field / field.std(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(field.dtype).tiny)
+
+
+def _in_range_of(images: Tensor, shares: Tensor) -> Tensor:
+    """Turn shares of the range of pixels, clipped, into pixels of 256 levels."""
+    shares = (shares.clamp(0, 1) * LEVELS).round() / LEVELS
     low = images.amin(dim=(0, 2, 3), keepdim=True)
     high = images.amax(dim=(0, 2, 3), keepdim=True)
-    return (low + field * (high - low)).to(images.dtype)
+    return (low + shares * (high - low)).to(images.dtype)
 
 
 MAKERS: Mapping[OutlierKind, Callable[[Tensor, int], Tensor]] = {
     "textures": _textures,
     "patches": _patches,
+    "shapes": _shapes,
 }
 """One function of (images, count) per kind."""

@@ -110,9 +110,18 @@ def test_textures_differ_in_roughness_contrast_and_colour() -> None:
     assert colour.quantile(0.05) < 0.1 < 0.3 < colour.quantile(0.95)
 
 
-def test_textures_of_8_bit_images_are_8_bit() -> None:
+def test_most_shapes_lie_before_black() -> None:
+    images = torch.rand(4, 1, 16, 16)
+    made = outliers_like(images, ["shapes"], 300)
+    dark = (made <= images.min() + 0.05).float().mean(dim=(1, 2, 3))
+    assert 0.35 < (dark > 0.3).float().mean() < 0.85
+    assert (made.amax(dim=(1, 2, 3)) - made.amin(dim=(1, 2, 3))).quantile(0.3) > 0.1
+
+
+@pytest.mark.parametrize("kind", ["textures", "shapes"])
+def test_outliers_of_8_bit_images_are_8_bit(kind: OutlierKind) -> None:
     images = torch.arange(256).float().view(1, 1, 16, 16) / 256
-    made = outliers_like(images, ["textures"], 10) * 256
+    made = outliers_like(images, [kind], 10) * 256
     torch.testing.assert_close(made, made.round(), rtol=0, atol=1e-4)
 
 
