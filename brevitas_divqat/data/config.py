@@ -9,7 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from brevitas_divqat.data.catalogue import DATASETS, PHOTOGRAPHS
-from brevitas_divqat.errors import ConfigError
+from brevitas_divqat.data.records import JudgedOn
+from brevitas_divqat.errors import ConfigError, check_choice
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class DataConfig:
             the victim has its own default.
         pool: .npy or .npz file, or folder, of images that the thief owns instead of those.
         pool_images: use only the first so many of the thief's foreign images.
+        judged_on: 'test' images judge victims and stolen copies, or 'validation' images, while
+            settings are still being chosen.
 
     Raises:
         ConfigError: If a name is unknown, a number is out of range, or two settings contradict.
@@ -41,6 +44,8 @@ class DataConfig:
     """File or folder for ``load_pool``; replaces the foreign pool."""
     pool_images: int | None = None
     """At least 1; None is all."""
+    judged_on: JudgedOn = "test"
+    """Which labelled images every measurement is made on."""
 
     def __post_init__(self) -> None:
         if self.data == PHOTOGRAPHS:
@@ -61,6 +66,7 @@ class DataConfig:
                 f"got --ood {self.ood} and --pool {self.pool}, which both name the thief's foreign "
                 "images; give one of them"
             )
+        check_choice("judged_on", self.judged_on, JudgedOn)
         if self.pool_images is not None and self.pool_images < 1:
             raise ConfigError(
                 f"pool_images: got {self.pool_images}, expected at least 1; "

@@ -56,6 +56,7 @@ def load(config: DataConfig, *, foreign: bool = True) -> Dataset:
         pools={"in": Pool(config.data, splits["pool"].images)}
         | ({"ood": _foreign_pool(config, entry)} if foreign else {}),
         augmentation=entry.augmentation,
+        judged_on=config.judged_on,
     )
 
 

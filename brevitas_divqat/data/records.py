@@ -16,6 +16,7 @@ Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 ImageShape = tuple[int, int, int]
 Augmentation = Literal["none", "shift", "shift-flip"]
+JudgedOn = Literal["test", "validation"]
 
 
 # Arrays have no single truth value, so these records compare by identity: eq=False.
@@ -86,6 +87,7 @@ class Dataset:
         pools: ``in``: images of the same distribution that the victim never saw; ``ood``: foreign
             images.
         augmentation: the augmentation that suits the images; the training loop applies it.
+        judged_on: the split that victims and stolen copies are measured on.
 
     Raises:
         DataError: If a label has no class, or the image shapes of splits and pools differ.
@@ -98,6 +100,7 @@ class Dataset:
     test: Labelled
     pools: Mapping[str, Pool]
     augmentation: Augmentation
+    judged_on: JudgedOn = "test"
 
     def __post_init__(self) -> None:
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
@@ -112,6 +115,11 @@ class Dataset:
                     f"{self.name}, {part}: got images of {images.shape[1:]}, expected "
                     f"{self.image_shape} as in the train split; use conform() on them"
                 )
+
+    @property
+    def judging(self) -> Labelled:
+        """Return the images that victims and stolen copies are measured on."""
+        return self.test if self.judged_on == "test" else self.validation
 
     @property
     def image_shape(self) -> ImageShape:

@@ -171,7 +171,7 @@ def _record(
     planned: Sequence[Job],
     skipped: Mapping[str, str],
 ) -> dict[str, Any]:
-    graph, test = opened.graph, opened.dataset.test
+    graph, judging = opened.graph, opened.dataset.judging
     jobs = {job.entry.name: job for job in planned}
     rows: list[dict[str, Any]] = []
     for entry in entries:
@@ -191,8 +191,8 @@ def _record(
         "model": graph.metadata.model,
         "bits": graph.metadata.bits,
         "method": graph.metadata.method,
-        "images": len(test),
-        "victim_accuracy": metrics.accuracy(graph.judge(test.images), test.labels),
+        "images": len(judging),
+        "victim_accuracy": metrics.accuracy(graph.judge(judging.images), judging.labels),
         "queries": sum(asked.values()),
         "answers_used": sum(row["queries"] for row in measured),
         "verdict": _verdict(measured),

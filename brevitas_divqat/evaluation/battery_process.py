@@ -115,7 +115,7 @@ class Opened:
 
     Attributes:
         graph: answers for the victim.
-        dataset: holds the thief's pools and the test images.
+        dataset: holds the thief's pools and the images that judge.
         reference: the full-precision original, if at hand.
     """
 
@@ -177,6 +177,7 @@ def identity(setting: Setting, opened: Opened) -> dict[str, Any]:
         "graph_sha256": opened.graph.sha256,
         "executor": opened.graph.name,
         "data": opened.dataset.name,
+        "split": opened.dataset.judged_on,
         "pools": opened.pools,
         "interface": interface_record(setting.interface),
         "seed": setting.seed,

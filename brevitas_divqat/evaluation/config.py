@@ -114,13 +114,15 @@ def _plain(value: Any) -> Any:
 def settings_of(folder: Path) -> dict[str, Any]:
     """Read the settings of the run in ``folder``.
 
-    Executors, attacks and their choices came one after the other: a run from before one of them
-    counts as having had its default.
+    Executors, attacks, their choices and the images that judge came one after the other: a run from
+    before one of them counts as having had its default.
 
     Raises:
         ConfigError: see `read_yaml`.
     """
-    later = {**asdict(ExecutorConfig()), **asdict(AttackConfig()), **asdict(LossConfig())}
+    groups = (ExecutorConfig(), AttackConfig(), LossConfig())
+    later = {name: value for group in groups for name, value in asdict(group).items()}
+    later["judged_on"] = DataConfig().judged_on
     return {k: _plain(v) for k, v in later.items()} | dict(read_yaml(folder / CONFIG_FILE))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brevitas_divqat.attacks import AttackConfig, Extraction, Labels
-from brevitas_divqat.data import Dataset, Labelled, Pool
+from brevitas_divqat.data import Dataset, Pool
 from brevitas_divqat.evaluation import metrics
 from brevitas_divqat.executors import Executor, GraphExecutor, ModuleExecutor
 from brevitas_divqat.training import CheckpointInfo
@@ -37,9 +37,9 @@ def victim_record(
     integer: GraphExecutor | None,
     reference: Executor,
     parameters: int,
-    test: Labelled,
+    dataset: Dataset,
 ) -> dict[str, Any]:
-    """Measure a victim on the test images: full precision, Brevitas model, deployed graph.
+    """Measure a victim: full precision, Brevitas model, deployed graph.
 
     Args:
         info: of the victim's checkpoint.
@@ -48,17 +48,18 @@ def victim_record(
         model: the Brevitas model that it was exported from.
         reference: the full-precision twin.
         parameters: number of weights.
-        test: the test images, of all victims the same.
+        dataset: its judging images, of all victims the same, are what is measured on.
     """
     started = time.perf_counter()
+    judging = dataset.judging
     scores = {
-        "float": reference(test.images),
-        "brevitas": model(test.images),
-        "qonnx": graph(test.images),
+        "float": reference(judging.images),
+        "brevitas": model(judging.images),
+        "qonnx": graph(judging.images),
     }
     deployed, trained = scores["qonnx"], scores["brevitas"]
     if integer is not None:
-        scores["integer"] = integer(test.images)
+        scores["integer"] = integer(judging.images)
     return {
         "schema": SCHEMA,
         "kind": "victim",
@@ -69,8 +70,9 @@ def victim_record(
         "model": info.model,
         "width": info.width,
         "seed": info.seed,
-        "images": len(test),
-        "accuracy": {name: metrics.accuracy(s, test.labels) for name, s in scores.items()},
+        "images": len(judging),
+        "split": dataset.judged_on,
+        "accuracy": {name: metrics.accuracy(s, judging.labels) for name, s in scores.items()},
         "validation_accuracy": info.validation_accuracy,
         "best_epoch": info.best_epoch,
         "brevitas_vs_qonnx": {
@@ -81,7 +83,7 @@ def victim_record(
         "qonnx_vs_integer": None
         if integer is None
         else _integer_differences(deployed, scores["integer"], integer.metadata.output_scale),
-        "calibration_error": metrics.calibration_error(deployed, test.labels),
+        "calibration_error": metrics.calibration_error(deployed, judging.labels),
         "entropy": metrics.entropy(deployed),
         "kl_to_float": metrics.kl_divergence(deployed, scores["float"]),
         "parameters": parameters,
@@ -103,13 +105,13 @@ def extraction_record(
     attack: AttackConfig,
     seed: int,
 ) -> dict[str, Any]:
-    """Measure a surrogate on the test images, and the victim on what it was asked.
+    """Measure a surrogate, and the victim on what it was asked.
 
     Args:
         extraction: what the attack returned.
         graph: the deployed graph that was attacked.
         reference: the full-precision original, if it is at hand: for the divergence on the queries.
-        dataset: its test images measure the surrogate.
+        dataset: its judging images measure the surrogate.
         pool_kind: which of the thief's pools was used, if any.
         labels: what of the answers was used.
         interface: what the answers showed.
@@ -135,7 +137,8 @@ def extraction_record(
         "queries": extraction.queries,
         "budget": attack.budget,
         "surrogate": _surrogate(attack),
-        "images": len(dataset.test),
+        "images": len(dataset.judging),
+        "split": dataset.judged_on,
         "accuracy": curve[-1]["accuracy"],
         "fidelity": curve[-1]["fidelity"],
         "curve": curve,
@@ -155,16 +158,17 @@ def _curve(
     extraction: Extraction, graph: GraphExecutor, dataset: Dataset
 ) -> list[dict[str, float]]:
     """Measure the surrogate at each point of the learning curve."""
-    theirs = graph.judge(dataset.test.images)
+    judging = dataset.judging
+    theirs = graph.judge(judging.images)
     points = []
     for point in extraction.curve:
         scores = ModuleExecutor(
             point.surrogate, image_shape=graph.image_shape, num_classes=graph.num_classes
-        )(dataset.test.images)
+        )(judging.images)
         points.append(
             {
                 "queries": point.queries,
-                "accuracy": metrics.accuracy(scores, dataset.test.labels),
+                "accuracy": metrics.accuracy(scores, judging.labels),
                 "fidelity": metrics.agreement(scores, theirs),
             }
         )

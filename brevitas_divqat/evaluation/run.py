@@ -289,7 +289,7 @@ def attack(
         graph: the deployed graph.
         config: the thief's resources and choices.
         interface: what the victim shows.
-        dataset: the thief's pools, and the test images that measure the surrogate.
+        dataset: the thief's pools, and the images that judge the surrogate.
         pool: which pool the thief owns, if any.
         labels: what is made of an answer.
         reference: the full-precision original, if at hand.
@@ -322,7 +322,10 @@ def attack(
             f"{transcripts} holds the beginning of this attack: go on with --resume or choose "
             "another --out"
         )
-    is_measured(_measurement(folder, f"victim-{victim_name}"), {"graph_sha256": graph.sha256})
+    is_measured(
+        _measurement(folder, f"victim-{victim_name}"),
+        {"graph_sha256": graph.sha256, "split": dataset.judged_on},
+    )
     check_no_file_in_the_way(path.parent)
     with locked(transcripts):
         record = steal(
@@ -380,6 +383,7 @@ def run(config: RunConfig, dataset: Dataset, folder: Path, *, progress: Progress
             "budget": config.attack.budget,
             "policy": config.attack.policy,
             "interface": interface_record(config.interface),
+            "split": dataset.judged_on,
         }
         for pool in POOLS:
             for kind in labels:
@@ -416,18 +420,20 @@ def measure_victim(
     dataset: Dataset,
     folder: Path,
 ) -> None:
-    """Measure a victim on the test images, unless ``folder`` holds that measurement already.
+    """Measure a victim, unless ``folder`` holds that measurement already.
 
     Args:
         checkpoint: the folder of the model that the graph was exported from.
         graph: the deployed graph.
         reference: the full-precision original.
-        dataset: the test images.
+        dataset: holds the images that judge it.
         folder: of the run.
     """
     model, info = load_checkpoint(checkpoint)
     path = _measurement(folder, f"victim-{info.method['name']}")
-    if is_measured(path, {"graph_sha256": graph.sha256, "seed": info.seed}):
+    if is_measured(
+        path, {"graph_sha256": graph.sha256, "seed": info.seed, "split": dataset.judged_on}
+    ):
         return
     beside = integer_path(checkpoint / GRAPH_FILE)
     integer = None
@@ -441,7 +447,7 @@ def measure_victim(
         model=_executor(model, dataset),
         reference=reference,
         parameters=sum(p.numel() for p in model.parameters()),
-        test=dataset.test,
+        dataset=dataset,
     )
     write_json(path, record)
 

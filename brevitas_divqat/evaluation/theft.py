@@ -38,6 +38,10 @@ __all__ = [
 ]
 
 
+BEFORE_SPLITS = {"split": "test"}
+"""What measurements did not say before there was a choice."""
+
+
 def steal(
     graph: GraphExecutor,
     config: AttackConfig,
@@ -59,7 +63,7 @@ def steal(
         config: the thief's choices, with the surrogate's architecture named, see
             `AttackConfig.knowing`.
         interface: what the victim shows.
-        dataset: the thief's pools, and the test images that measure the surrogate.
+        dataset: the thief's pools, and the images that judge the surrogate.
         pool: which pool the thief owns, if any.
         labels: what is made of an answer.
         reference: the full-precision original, if at hand.
@@ -242,7 +246,7 @@ def is_measured(
     if not path.exists():
         return False
     try:
-        record = json.loads(path.read_text())
+        record = BEFORE_SPLITS | json.loads(path.read_text())
         got = {key: record[key] for key in expected}
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged: delete it to measure again") from error

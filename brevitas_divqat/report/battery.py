@@ -33,9 +33,9 @@ def battery_table(battery: Battery) -> Table:
     table = Table(
         title=Text(battery.title, style="bold"),
         caption=Text(
-            f"Surrogate: accuracy of the stolen copy on {battery.images:,} test images, of which "
-            f"the victim has {battery.own.percent} %; fidelity: how often copy and victim agree. "
-            f"{battery.queries:,} distinct queries. Foreign images: {battery.foreign}. "
+            f"Surrogate: accuracy of the stolen copy on {battery.images:,} {battery.split} images, "
+            f"of which the victim has {battery.own.percent} %; fidelity: how often copy and victim "
+            f"agree. {battery.queries:,} distinct queries. Foreign images: {battery.foreign}. "
             f"Executor: {battery.executor}.",
             style="dim",
         ),
@@ -136,7 +136,7 @@ def battery_plot(battery: Battery) -> Figure:
         )
     axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize="small")
     axes.set_xlim(0, 100)
-    axes.set_xlabel("% of the test images")
+    axes.set_xlabel(f"% of the {battery.split} images")
     axes.set_title(battery.title.replace("$", r"\$"), fontsize="small", loc="right")
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)

@@ -13,6 +13,7 @@ from typing import Any
 from brevitas_divqat.errors import ConfigError
 from brevitas_divqat.report.measurements import TITLES
 from brevitas_divqat.report.records import (
+    BEFORE_SPLITS,
     COUNT,
     FRACTION,
     LIST,
@@ -40,6 +41,7 @@ _SAME = {
     "bits": OBJECT,
     "interface": OBJECT,
     "images": COUNT,
+    "split": TEXT,
     "method": OBJECT,
     "executor": TEXT,
     "pools": OBJECT,
@@ -74,8 +76,8 @@ class BatteryRow:
     name: str
     source: str
     queries: int  # answers that the surrogate learned from
-    accuracy: Stat  # of the surrogate on the victim's test set
-    fidelity: Stat  # agreement of surrogate and victim on that set
+    accuracy: Stat  # of the surrogate on the images that judge
+    fidelity: Stat  # agreement of surrogate and victim on them
 
     @property
     def floor(self) -> bool:
@@ -97,6 +99,7 @@ class Battery:
     foreign: str  # the thief's foreign images, in words
     seeds: tuple[int, ...]
     images: int
+    split: str  # "test" or "validation": the images that judged
     queries: int  # distinct ones, of one seed
     own: Stat  # accuracy of the victim
     rows: tuple[BatteryRow, ...]
@@ -157,6 +160,7 @@ def _read(path: Path) -> Mapping[str, Any]:
             f"{path}: schema is {content.get('schema')!r}, expected {SCHEMA}; use the version of "
             "brevitas-divqat that wrote it"
         )
+    content = {"split": BEFORE_SPLITS} | content
     check_fields(Record(path, content), _REQUIRED, remedy=REMEDY)
     for number, row in enumerate(content["entries"]):
         where = f"entry {number}: "
@@ -196,6 +200,7 @@ def _battery(group: Sequence[Mapping[str, Any]]) -> Battery:
         foreign=f"{foreign['images']:,} of {foreign['name']}",
         seeds=tuple(sorted(seeds)),
         images=first["images"],
+        split=first["split"],
         queries=first["queries"],
         own=Stat.of({record["seed"]: record["victim_accuracy"] for record in group}),
         rows=tuple(_row(name, rows) for name, rows in measured.items()),

@@ -54,7 +54,7 @@ def plot_curves(m: Measurements) -> Figure | None:
         axes.set_xscale("log")  # after the points, which set its limits
     panels[0].set_ylabel("accuracy of the stolen copy, %")
     panels[0].set_title(
-        plain(f"{m.data}, {m.model}, {m.bits_text}, {m.seeds_text}\n"),
+        plain(f"{m.setting}\n"),
         loc="left",
         fontsize="medium",
     )

@@ -49,9 +49,9 @@ def plot(m: Measurements) -> Figure:
     axes.set_xticks(range(len(attacks)), ticks)
     axes.set_xlim(-0.6, max(len(attacks), 1) - 0.4)
     axes.set_ylim(0, 100)
-    axes.set_ylabel("accuracy on the test set, %")
+    axes.set_ylabel(f"accuracy on the {m.split} set, %")
     axes.set_title(
-        plain(f"What the thief gets: {m.data}, {m.model}, {m.bits_text}, {m.seeds_text}"),
+        plain(f"What the thief gets: {m.setting}"),
         fontsize="medium",
     )
     axes.grid(axis="y", color="0.9")

@@ -46,7 +46,7 @@ def _victims(m: Measurements) -> Grid:
     images = m.victims[0].images if m.victims else 0
     over = f" over {len(m.seeds)} seeds" if len(m.seeds) > 1 else ""
     return Grid(
-        title=f"Victims: {_setting(m)}, executor {', '.join(m.executors)}",
+        title=f"Victims: {m.setting}, executor {', '.join(m.executors)}",
         columns=(
             "victim", "bits\nW/A", "float %", "Brevitas %", "QONNX %", "labels\ndiffer",
             "scores\ndiffer", "ECE %", "parameters",
@@ -54,8 +54,8 @@ def _victims(m: Measurements) -> Grid:
         numeric=(False, False, True, True, True, True, True, True, True),
         rows=tuple(_victim_cells(row, m) for row in m.victims),
         caption=(
-            f"Accuracy on {images:,} test images; ECE: calibration error; labels, scores differ: "
-            f"images{over} on which Brevitas and QONNX disagree."
+            f"Accuracy on {images:,} {m.split} images; ECE: calibration error; labels, scores "
+            f"differ: images{over} on which Brevitas and QONNX disagree."
         ),
     )  # fmt: skip
 
@@ -76,7 +76,7 @@ def _victim_cells(row: VictimRow, m: Measurements) -> tuple[str, ...]:
 
 def _extractions(m: Measurements) -> Grid:
     return Grid(
-        title=f"Extractions: {_setting(m)}",
+        title=f"Extractions: {m.setting}",
         columns=(
             "victim", "thief's images", "labels", "queries", "surrogate %", "fidelity %",
             "KL(Q‖P)", "H(Q)",
@@ -110,7 +110,7 @@ def _curves(m: Measurements) -> list[Grid]:
     columns = _columns(rows)
     return [
         Grid(
-            title=f"Learning curves: {_setting(m)}",
+            title=f"Learning curves: {m.setting}",
             columns=("victim", "attack", *(f"{column[0]:,}" for column in part)),
             numeric=(False, False, *(True for _ in part)),
             rows=tuple(
@@ -157,7 +157,3 @@ def _point(row: ExtractionRow, column: Sequence[int], m: Measurements) -> str:
 
 def _text(stat: Stat | None) -> str:
     return _NONE if stat is None else stat.text()
-
-
-def _setting(m: Measurements) -> str:
-    return f"{m.data}, {m.model}, {m.bits_text}, {m.seeds_text}"

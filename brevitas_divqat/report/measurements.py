@@ -47,7 +47,7 @@ class VictimRow(_Row):
     """One victim, over the seeds at which it was measured."""
 
     method: Mapping[str, Any]  # how it was trained
-    images: int  # test images per seed
+    images: int  # that judged it, per seed
     parameters: int
     float_accuracy: Stat  # of the full-precision network; fractions, as all that follow
     brevitas_accuracy: Stat
@@ -66,8 +66,8 @@ class ExtractionRow(_Row):
     labels: str  # "soft", "hard", ...: what is made of the victim's answers
     kind: Mapping[str, str]  # the attack's name, training and copies
     settings: Mapping[str, Any]  # of the attack; equal for every victim and seed
-    accuracy: Stat  # of the surrogate on the victim's test set
-    fidelity: Stat  # agreement of surrogate and victim on that set
+    accuracy: Stat  # of the surrogate on the images that judge
+    fidelity: Stat  # agreement of surrogate and victim on them
     curve: Mapping[int, Stat]  # number of queries, ascending -> the surrogate's accuracy after them
     kl: Stat | None  # KL(Q||P), nats: victim Q against the float network P, on the query set
     entropy: Stat | None  # H(Q), nats, on the query set
@@ -92,6 +92,7 @@ class Measurements:
     data: str
     model: str
     bits: Mapping[str, int]
+    split: str  # "test" or "validation": the images that judged
     seeds: tuple[int, ...]
     executors: tuple[str, ...]
     victims: tuple[VictimRow, ...]
@@ -108,6 +109,12 @@ class Measurements:
         """The seeds in words, for example ``seeds 0, 1, 2``."""
         word = "seed" if len(self.seeds) == 1 else "seeds"
         return f"{word} {', '.join(map(str, self.seeds))}"
+
+    @property
+    def setting(self) -> str:
+        """What was measured, in words."""
+        judged = "" if self.split == "test" else f", judged on {self.split} images"
+        return f"{self.data}, {self.model}, {self.bits_text}, {self.seeds_text}{judged}"
 
 
 def load_measurements(runs: Sequence[Path]) -> Measurements:
@@ -130,7 +137,7 @@ def load_measurements(runs: Sequence[Path]) -> Measurements:
         raise ConfigError("no run folder was given; name at least one")
     _require_same_settings([Path(run) for run in runs])
     records = [record for run in runs for record in read_records(Path(run))]
-    require_equal(records, ("data", "model", "bits"))
+    require_equal(records, ("data", "model", "bits", "split"))
     victims = [record for record in records if record["kind"] == "victim"]
     thefts = [record for record in records if record["kind"] == "extraction"]
     require_equal(victims, ("images",))
@@ -143,6 +150,7 @@ def load_measurements(runs: Sequence[Path]) -> Measurements:
         data=records[0]["data"],
         model=records[0]["model"],
         bits=records[0]["bits"],
+        split=records[0]["split"],
         seeds=tuple(sorted({record["seed"] for record in records})),
         executors=tuple(sorted({record["executor"] for record in victims})),
         victims=tuple(_victim_row(g) for g in _grouped(victims, "victim").values()),

@@ -14,6 +14,7 @@ from typing import Any
 from brevitas_divqat.errors import ConfigError
 
 __all__ = [
+    "BEFORE_SPLITS",
     "COUNT",
     "CURVE",
     "FRACTION",
@@ -75,6 +76,9 @@ OBJECT = Type("an object", lambda value: isinstance(value, dict))
 LIST = Type("a list", lambda value: isinstance(value, list))
 CURVE = Type("a list of objects with ascending queries from 1, and accuracy", _is_curve)
 
+BEFORE_SPLITS = "test"
+"""The images that judged before measurements said which."""
+
 _COMMON = {
     "victim": TEXT,
     "data": TEXT,
@@ -84,6 +88,7 @@ _COMMON = {
     "bits.activation": COUNT,
     "seed": COUNT,
     "images": COUNT,
+    "split": TEXT,
     "graph_sha256": TEXT,
 }
 _REQUIRED = {
@@ -166,7 +171,12 @@ def read_records(run: Path) -> list[Record]:
     paths = sorted(folder.glob("*.json"))
     if not paths:
         raise ConfigError(f"{folder}: holds no measurement (*.json); measure the victims first")
-    return [_checked(Record(path, read_json(path))) for path in paths]
+    return [_checked(Record(path, _read(path))) for path in paths]
+
+
+def _read(path: Path) -> Any:
+    content = read_json(path)
+    return {"split": BEFORE_SPLITS} | content if isinstance(content, dict) else content
 
 
 def _checked(record: Record) -> Record:

@@ -302,6 +302,24 @@ def test_other_test_images_leave_every_weight_as_it_is(
         assert (tmp_path / path).read_bytes() == expected[path], name
 
 
+def test_validation_images_judge_where_settings_are_chosen(
+    copied: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    shutil.rmtree(copied / "measurements")
+    chosen = replace(dataset, judged_on="validation", test=dataset.train)
+    run(CONFIG, chosen, copied)
+    everything = records(copied)
+    assert {r["split"] for n, r in everything.items() if n.startswith("measurements")} == {
+        "validation"
+    }
+    victim = everything["measurements/victim-divqat.json"]
+    graph = ReferenceExecutor(copied / "divqat" / "model.onnx", batch_size=297)
+    right = graph(dataset.validation.images).argmax(axis=1) == dataset.validation.labels
+    assert victim["accuracy"]["qonnx"] == pytest.approx(right.mean())
+    with pytest.raises(ConfigError, match="split is validation, here test"):
+        run(CONFIG, dataset, copied)
+
+
 # A graph of other images
 
 
