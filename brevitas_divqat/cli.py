@@ -292,30 +292,53 @@ def _load(config: Any, *, foreign: bool = True) -> Any:
 
 
 def _run(settings: Namespace) -> None:
-    from brevitas_divqat.evaluation import check_folder, check_settings, open_folder, run
+    from brevitas_divqat.evaluation import (
+        check_float,
+        check_folder,
+        check_settings,
+        open_folder,
+        run,
+        take_float,
+    )
     from brevitas_divqat.progress import bar
 
     config = _run_config(settings, ALL_GROUPS)
     folder = settings.out or Path("runs") / config.title
     check_folder(config, folder, resume=settings.resume)
+    if settings.float_of is not None:
+        check_float(config, settings.float_of)
     dataset = _load(config)
     check_settings(config, dataset)
     open_folder(config, folder, resume=settings.resume)
+    if settings.float_of is not None:
+        take_float(config, settings.float_of, folder)
     run(config, dataset, folder, progress=bar)
     _show_report([folder], folder)
 
 
 def _train(settings: Namespace) -> None:
-    from brevitas_divqat.evaluation import METHODS, check_folder, check_settings, open_folder, train
+    from brevitas_divqat.evaluation import (
+        METHODS,
+        check_float,
+        check_folder,
+        check_settings,
+        open_folder,
+        take_float,
+        train,
+    )
     from brevitas_divqat.progress import bar
     from brevitas_divqat.training import load_checkpoint
 
     config = _run_config(settings, ALL_GROUPS)
     folder = settings.out or Path("runs") / config.title
     check_folder(config, folder, resume=settings.resume)
+    if settings.float_of is not None:
+        check_float(config, settings.float_of)
     dataset = _load(config, foreign=False)
     check_settings(config, dataset)
     open_folder(config, folder, resume=settings.resume)
+    if settings.float_of is not None:
+        take_float(config, settings.float_of, folder)
     methods = METHODS if settings.method == "both" else (settings.method,)
     train(config, dataset, folder, methods, progress=bar)
     for name in ("float", *methods):
@@ -364,7 +387,7 @@ def _attack(settings: Namespace) -> None:
         folder = settings.out
     elif own:
         folder = own
-        config.check_same(folder, ("data", "interface", "attack"))
+        config.check_same(folder, config.names_in("data", "interface", "attack"))
     else:
         what = settings.graph or settings.victim
         raise ConfigError(f"{what} lies in no run's folder: give a folder with --out")
@@ -763,6 +786,13 @@ def _folder_arguments(parser: ArgumentParser) -> None:
     _out_argument(parser, "the run's folder; by default runs/ and a name made of the settings.")
     parser.add_argument(
         "--resume", action="store_true", help="go on in a folder that holds this run already."
+    )
+    parser.add_argument(
+        "--float_of",
+        type=Path | None,
+        default=None,
+        help="folder of another run, whose full-precision network has the same settings and seed "
+        "and is copied instead of trained again.",
     )
 
 

@@ -8,12 +8,14 @@ from brevitas_divqat.evaluation.run import (
     METHODS,
     POOLS,
     attack,
+    check_float,
     check_folder,
     check_settings,
     export,
     measure_victim,
     open_folder,
     run,
+    take_float,
     train,
 )
 
@@ -22,6 +24,7 @@ __all__ = [
     "POOLS",
     "RunConfig",
     "attack",
+    "check_float",
     "check_folder",
     "check_settings",
     "export",
@@ -29,5 +32,6 @@ __all__ = [
     "open_folder",
     "read_yaml",
     "run",
+    "take_float",
     "train",
 ]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -74,27 +74,26 @@ class RunConfig:
         """Write the resolved configuration into a run's folder."""
         write_text(folder / CONFIG_FILE, yaml.safe_dump(self.flat(), sort_keys=False))
 
-    def check_same(self, folder: Path, groups: Sequence[str] | None = None) -> None:
+    def names_in(self, *groups: str) -> set[str]:
+        """Return the names of the settings of some fields of this class, and the seed's."""
+        return {"seed"} | {f.name for g in groups for f in fields(getattr(self, g))}
+
+    def check_same(self, folder: Path, names: Collection[str] | None = None) -> None:
         """Refuse to go on in a folder whose run had other settings.
 
         Where the data lie and how they got there may change; see also `settings_of`.
 
         Args:
             folder: of the run.
-            groups: fields of this class whose settings, with the seed, are compared; all by
-                default.
+            names: of the settings that are compared; all by default.
 
         Raises:
             ConfigError: naming the settings that differ.
         """
         before, now = settings_of(folder), self.flat()
-        if groups is not None:
-            compared = {"seed"} | {f.name for g in groups for f in fields(getattr(self, g))}
-            before = {name: value for name, value in before.items() if name in compared}
-            now = {name: value for name, value in now.items() if name in compared}
         changed = [
             f"{name} ({before.get(name)} -> {now.get(name)})"
-            for name in sorted(before.keys() | now.keys())
+            for name in sorted(before.keys() | now.keys() if names is None else names)
             if before.get(name) != now.get(name) and name not in PLACES
         ]
         if changed:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from torch import nn
 from brevitas_divqat.attacks import AttackConfig, Labels
 from brevitas_divqat.data import Dataset
 from brevitas_divqat.errors import ConfigError, ExportError, GraphError, RunExists
-from brevitas_divqat.evaluation.config import CONFIG_FILE, RunConfig
+from brevitas_divqat.evaluation.config import CONFIG_FILE, RunConfig, settings_of
 from brevitas_divqat.evaluation.measure import (
     PoolKind,
     interface_record,
@@ -73,6 +74,7 @@ __all__ = [
     "POOLS",
     "Exported",
     "attack",
+    "check_float",
     "check_folder",
     "check_integer_graph",
     "check_settings",
@@ -80,12 +82,18 @@ __all__ = [
     "measure_victim",
     "open_folder",
     "run",
+    "take_float",
     "train",
 ]
 
 METHODS: tuple[Method, ...] = ("qat", "divqat")
 POOLS: tuple[PoolKind, ...] = ("in", "ood")
 GRAPH_FILE = "model.onnx"
+OF_FLOAT = (
+    *("data", "model", "width", "seed", "float_epochs", "batch_size", "float_optimizer"),
+    *("float_lr", "float_decay", "augmentation", "device", "precision"),
+)
+"""The settings that decide the weights of a run's full-precision network."""
 
 
 def check_folder(config: RunConfig, folder: Path, *, resume: bool) -> None:
@@ -161,6 +169,36 @@ def _record_environment(path: Path, now: dict[str, Any]) -> None:
     if now != began and now not in later:
         later.append(now)
     write_json(path, first)
+
+
+def check_float(config: RunConfig, source: Path) -> None:
+    """Check that the run in ``source`` has the full-precision network that this one would train.
+
+    Raises:
+        ConfigError: naming the settings that differ.
+        CheckpointError: if the run has none that is finished.
+    """
+    before = settings_of(source)
+    now = config.flat()
+    changed = [f"{n} ({before.get(n)} -> {now[n]})" for n in OF_FLOAT if before.get(n) != now[n]]
+    if changed:
+        raise ConfigError(
+            f"the full-precision network of {source} has other settings: {', '.join(changed)}; "
+            "leave --float-of out to train one"
+        )
+    load_checkpoint(source / "float")
+
+
+def take_float(config: RunConfig, source: Path, folder: Path) -> None:
+    """Copy the full-precision network of the run in ``source``, unless ``folder`` has begun one.
+
+    Raises:
+        ConfigError, CheckpointError: see `check_float`.
+    """
+    check_float(config, source)
+    if not (folder / "float").exists():
+        shutil.copytree(source / "float", folder / "float.part", dirs_exist_ok=True)
+        (folder / "float.part").rename(folder / "float")
 
 
 def train(

@@ -220,6 +220,21 @@ def test_a_run_is_not_overwritten(capfd: Capture, copied: Path, command: str) ->
     refused(capfd, copied, argv, "holds a run already", "--resume")
 
 
+def test_a_run_takes_the_full_precision_network_of_another(
+    capfd: Capture, copied: Path, tmp_path: Path
+) -> None:
+    out = ["--float-of", str(copied), "--out", str(tmp_path / "b")]
+    refused(capfd, copied, ["train", *TINY, "--seed", "9", *out], "seed (0 -> 9)", "--float-of")
+    assert not (tmp_path / "b").exists()
+    argv = ["train", *TINY, "--method", "divqat", "--bits", "3", *out]
+    assert status(*argv) == 0
+    theirs, ours = (folder / "float" for folder in (copied, tmp_path / "b"))
+    assert {f.name: f.read_bytes() for f in ours.iterdir()} == {
+        f.name: f.read_bytes() for f in theirs.iterdir()
+    }
+    assert (tmp_path / "b" / "divqat" / "model.safetensors").exists()
+
+
 def test_a_run_with_other_settings_is_not_resumed(capfd: Capture, copied: Path) -> None:
     argv = ["run", *TINY, "--bits", "3", "--out", str(copied), "--resume"]
     refused(capfd, copied, argv, "bits (4 -> 3)")
