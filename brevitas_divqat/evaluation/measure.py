@@ -25,6 +25,9 @@ from brevitas_divqat.victims import OutputInterface
 __all__ = ["SCHEMA", "PoolKind", "extraction_record", "interface_record", "victim_record"]
 
 SCHEMA = 1
+NOISE = 10.0
+"""Standard deviation, in levels of 256, of the noise that an honest user's camera may add: a
+defence that answers wrongly near its images shows here what that costs."""
 PoolKind = Literal["in", "ood", "none"]
 """The thief's images: like the victim's, foreign, or none."""
 
@@ -73,6 +76,7 @@ def victim_record(
         "images": len(judging),
         "split": dataset.judged_on,
         "accuracy": {name: metrics.accuracy(s, judging.labels) for name, s in scores.items()},
+        "accuracy_under_noise": metrics.accuracy(graph(_noisy(judging.images)), judging.labels),
         "validation_accuracy": info.validation_accuracy,
         "best_epoch": info.best_epoch,
         "brevitas_vs_qonnx": {
@@ -91,6 +95,12 @@ def victim_record(
         "executor": graph.name,
         "seconds": time.perf_counter() - started,
     }
+
+
+def _noisy(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Add Gaussian noise of `NOISE` levels, always the same, to (N, C, H, W) images."""
+    noise = np.random.default_rng(0).normal(0, NOISE, images.shape)
+    return np.clip(np.rint(images + noise), 0, 255).astype(np.uint8)
 
 
 def extraction_record(

@@ -67,8 +67,10 @@ class DivQATLoss(nn.Module):
     copy of this module watches nothing.
 
     With ``outliers`` the divergence is asked for on images of no class, as a foreign thief's
-    questions are: call ``criterion(model(criterion.with_outliers(x)), y)``. They share the batch,
-    and so the statistics of BatchNorm, with the training images.
+    questions are. They share the batch, and so the statistics of BatchNorm, with the training
+    images: the hook adds them to what the named model is given, and takes their logits from what it
+    returns, so that the loop sees none of them. Without a named model, call
+    ``criterion(model(inputs), y, inputs)`` with ``inputs = criterion.with_outliers(x)``.
 
     With ``alpha=0`` the reference is never run and the loss is ``F.cross_entropy``, bit for bit.
     Under evaluation the loss is the cross-entropy alone: where this module or the watched model is
@@ -168,7 +170,9 @@ class DivQATLoss(nn.Module):
         self._reference = (_frozen(reference, model),)
         self._cache = None if cache is None else LogitCache(cache)
         watched = None if model is None else watchable(model)
-        self._watch = None if watched is None or self.config.weight == 0 else Watch(watched)
+        make = partial(_outliers, self.config) if self.config.outliers else None
+        needless = watched is None or self.config.weight == 0
+        self._watch = None if needless else Watch(watched, make)
         if self._watch is not None:
             weakref.finalize(self, self._watch.remove)
         self.report: LossReport | None = None
@@ -190,8 +194,8 @@ class DivQATLoss(nn.Module):
     def with_outliers(self, inputs: Tensor) -> Tensor:
         """Append outliers to a batch of training images.
 
-        Nothing is appended where none are configured, with ``alpha=0``, in evaluation mode, or
-        without gradients.
+        Nothing is appended where none are configured, with ``alpha=0``, in evaluation mode, without
+        gradients, or where the model is watched, to which its hook adds them.
 
         Args:
             inputs: (N, C, H, W), as the model is given them.
@@ -203,16 +207,9 @@ class DivQATLoss(nn.Module):
             ConfigError: if the inputs are no images.
         """
         wanted = self.training and torch.is_grad_enabled() and self.config.weight > 0
-        if not self.config.outliers or not wanted:
+        if not self.config.outliers or not wanted or self._watch is not None:
             return inputs
-        if inputs.ndim != 4 or min(inputs.shape[2:]) < 2 or not inputs.is_floating_point():
-            raise ConfigError(
-                f"outliers are asked for, but the inputs are {inputs.dtype} of shape "
-                f"{tuple(inputs.shape)}: give floating-point images (N, C, H, W) of 2x2 or more"
-            )
-        count = max(1, int(len(inputs) * self.config.share))
-        with torch.no_grad():
-            return torch.cat([inputs, outliers_like(inputs, self.config.outliers, count)])
+        return torch.cat([inputs.detach(), _outliers(self.config, inputs)])
 
     def forward(
         self,
@@ -225,8 +222,8 @@ class DivQATLoss(nn.Module):
         """Return the loss of one batch.
 
         Args:
-            logits: (N, C) pre-softmax, of the quantized model; (N + M, C) with M outliers at the
-                end.
+            logits: (N, C) pre-softmax, of the quantized model; (N + M, C) with M outliers that
+                `with_outliers` appended.
             targets: (N,) class indices, or (N, C) class probabilities.
             inputs: what the quantized model was given, for the reference; where the model is
                 watched, it need not be given.
@@ -243,21 +240,13 @@ class DivQATLoss(nn.Module):
                 not those of the watched model's last training pass.
         """
         logits = plain(logits)
-        first = len(targets) if self.config.outliers else 0  # of the rows that have no target
-        labelled = logits[:first] if 0 < first < len(logits) else logits
+        labelled = logits[: len(targets)] if self.config.outliers else logits
         if self.config.weight == 0 or self._evaluating():
             loss = _scalar(self.base(labelled, targets))
             self.report = _report(labelled, loss, loss.new_zeros(()), 0.0)
             return loss
-        if self.config.outliers and first >= len(logits):
-            raise ConfigError(
-                f"there are {len(logits)} logits for {first} targets, and so no outliers: call "
-                "model(criterion.with_outliers(inputs))"
-            )
-        asked = logits[first:] if first else logits
-        if reference_logits is None:
-            reference_logits = self._reference_logits(logits, inputs, first)
-        reference_logits = plain(reference_logits)
+        given, asked = self._asked(logits, len(targets), inputs, reference_logits)
+        reference_logits = plain(given.reference_logits)
         if not isinstance(reference_logits, Tensor):
             raise TypeError(
                 f"reference_logits is a {type(reference_logits).__name__}: give a tensor (N, C)"
@@ -309,28 +298,50 @@ class DivQATLoss(nn.Module):
             )
         return True
 
-    def _reference_logits(self, logits: Tensor, inputs: Tensor | None, first: int) -> Tensor:
-        """Ask the reference about the images from ``first`` on."""
-        if inputs is not None:
-            given = ForwardPass((inputs,), {})
-        elif self._watch is not None:
-            given = self._watch.pass_of(logits)
-        else:
-            raise TypeError(
-                "DivQATLoss was called as criterion(logits, targets): with alpha above 0 make it "
-                "with DivQATLoss(reference, model=model), or call criterion(logits, targets, "
-                "inputs), since the reference needs the model's inputs"
-            )
+    def _asked(
+        self, logits: Tensor, count: int, inputs: Tensor | None, reference_logits: Tensor | None
+    ) -> tuple[ForwardPass, Tensor]:
+        """Return what the reference says, and the model's logits of the same images."""
+        given = self._given(logits, inputs, reference_logits)
+        asked = logits
+        if given.outlier_logits is not None:
+            asked = given.outlier_logits
+        elif self.config.outliers:
+            asked = logits[count:]
+            if not len(asked):
+                raise ConfigError(
+                    f"there are {len(logits)} logits for {count} targets, and so no outliers: call "
+                    "model(criterion.with_outliers(inputs))"
+                )
+            given.args = tuple(images[count:] for images in given.args)
         if given.reference_logits is None:
-            if first:
-
-                def rest(tensor: Tensor) -> Tensor:
-                    return tensor[first:] if len(tensor) == len(logits) else tensor
-
-                given.args, given.kwargs = tree_map_only(Tensor, rest, (given.args, given.kwargs))
             given.reference_logits = self._looked_up(given)
             given.args, given.kwargs = (), {}  # a batch need not wait for the next one
-        return given.reference_logits
+        return given, asked
+
+    def _given(
+        self, logits: Tensor, inputs: Tensor | None, reference_logits: Tensor | None
+    ) -> ForwardPass:
+        """Find what the reference is asked about, or what it has answered."""
+        if self._watch is not None and self.config.outliers:
+            if inputs is not None or reference_logits is not None:
+                raise ConfigError(
+                    "inputs or reference_logits are given, but the hook on the model chose the "
+                    "outliers that are asked about: call criterion(logits, targets), or make the "
+                    "criterion without model= and call with_outliers"
+                )
+            return self._watch.pass_of(logits)
+        if reference_logits is not None:
+            return ForwardPass((), {}, reference_logits=reference_logits)
+        if inputs is not None:
+            return ForwardPass((inputs,), {})
+        if self._watch is not None:
+            return self._watch.pass_of(logits)
+        raise TypeError(
+            "DivQATLoss was called as criterion(logits, targets): with alpha above 0 make it "
+            "with DivQATLoss(reference, model=model), or call criterion(logits, targets, "
+            "inputs), since the reference needs the model's inputs"
+        )
 
     def _looked_up(self, given: ForwardPass) -> Tensor:
         args = tuple(plain(value) for value in given.args)
@@ -441,6 +452,22 @@ def _frozen(reference: Any, model: Any) -> nn.Module:
     for parameter in frozen.parameters():
         parameter.requires_grad_(False)
     return frozen
+
+
+@torch.no_grad()
+def _outliers(config: LossConfig, images: Tensor) -> Tensor:
+    """Make the outliers of a batch.
+
+    Raises:
+        ConfigError: if the batch is not of images.
+    """
+    if images.ndim != 4 or min(images.shape[2:]) < 2 or not images.is_floating_point():
+        raise ConfigError(
+            f"outliers are asked for, but the inputs are {images.dtype} of shape "
+            f"{tuple(images.shape)}: give floating-point images (N, C, H, W) of 2x2 or more"
+        )
+    count = max(1, int(len(images) * config.share))
+    return outliers_like(images, config.outliers, count)
 
 
 def _scalar(loss: Tensor) -> Tensor:

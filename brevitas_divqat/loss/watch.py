@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from brevitas_divqat.errors import ConfigError
 
@@ -37,6 +38,8 @@ class ForwardPass:
         versions: how often each tensor among the arguments had been changed in place.
         output: what the model returned.
         reference_logits: (N, C) of the reference, once they are known.
+        outlier_logits: (M, C) that the model gave to M outliers, which then are the images among
+            the arguments; None where there are none.
     """
 
     args: tuple[Any, ...]
@@ -44,20 +47,29 @@ class ForwardPass:
     versions: tuple[int, ...] = ()
     output: Any = None
     reference_logits: Tensor | None = None
+    outlier_logits: Tensor | None = None
 
 
 class Watch:
     """Forward hooks that note the last training pass of one model.
 
-    Passes in evaluation mode or without gradients are not noted. A copy of the model, by
+    With outliers, the model gets a batch and these in one pass, and its caller what it answers to
+    the batch. Passes in evaluation mode or without gradients are not noted. A copy of the model, by
     ``copy.deepcopy``, carries hooks that note nothing.
 
     Args:
         model: the model that is trained, as `watchable` returns it; None for hooks that note
             nothing.
+        outliers: makes (M, C, H, W) outliers for a batch of (N, C, H, W) images, if any.
     """
 
-    def __init__(self, model: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        outliers: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self._outliers = outliers
+        self._made = 0
         self.last: ForwardPass | None = None
         self._begun: ForwardPass | None = None
         self._model = None if model is None else weakref.ref(model)
@@ -84,22 +96,50 @@ class Watch:
         model = None if self._model is None else self._model()
         return model is not None and not model.training
 
-    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note the arguments of a pass that begins; torch calls this."""
+    def before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Note the arguments of a pass that begins, and add outliers; torch calls this."""
         self._begun = None
         if self._model is None or not (module.training and torch.is_grad_enabled()):
-            return
+            return None
         if getattr(module, "_is_replica", False):  # DataParallel's mark
             raise ConfigError(_no_replicas(type(module).__name__))
-        self._begun = ForwardPass(args, kwargs, _versions(args, kwargs))
+        if self._outliers is None:
+            self._begun = ForwardPass(args, kwargs, _versions(args, kwargs))
+            return None
+        images = list(tensors_in((args, kwargs)))
+        if len(images) != 1:
+            raise ConfigError(
+                f"the model {type(module).__name__} takes {len(images)} tensors, and outliers are "
+                "added to one batch of images: leave the outliers out"
+            )
+        made = self._outliers(images[0])
+        self._made = len(made)
+        asked, named = tree_map_only(Tensor, lambda _: made, (args, kwargs))
+        self._begun = ForwardPass(asked, named, _versions(asked, named))
+        extended: tuple[tuple[Any, ...], dict[str, Any]] = tree_map_only(
+            Tensor, lambda batch: torch.cat([batch, made]), (args, kwargs)
+        )
+        return extended
 
     def after(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
-        """Note the output of a pass; torch calls this."""
-        if self._begun is not None:
-            self._begun.output = output
-            self.last, self._begun = self._begun, None
+    ) -> Any:
+        """Note the output of a pass, without what it says of outliers; torch calls this."""
+        if self._begun is None:
+            return None
+        self.last, self._begun = self._begun, None
+        if self._outliers is not None:
+            logits = plain(output)
+            if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) <= self._made:
+                raise ConfigError(
+                    f"the model {type(module).__name__} returns no logits of shape (N, C) alone, "
+                    "from which the outliers' could be told: leave the outliers out"
+                )
+            output, self.last.outlier_logits = logits.tensor_split((-self._made,))
+        self.last.output = output
+        return output
 
     def pass_of(self, logits: Tensor) -> ForwardPass:
         """Return the pass that ``logits`` come from.

@@ -11,9 +11,17 @@ from brevitas_divqat.training.checkpoint import (
     save_checkpoint,
 )
 from brevitas_divqat.training.config import FitConfig, TrainingConfig
-from brevitas_divqat.training.fit import Criterion, FitResult, check_fit, cross_entropy, fit
+from brevitas_divqat.training.fit import (
+    Criterion,
+    FitResult,
+    check_fit,
+    cross_entropy,
+    fit,
+    measure_accuracy,
+)
 from brevitas_divqat.training.recipe import (
     Method,
+    start_quantized,
     train_float,
     train_quantized,
 )
@@ -32,8 +40,10 @@ __all__ = [
     "fit",
     "is_finished",
     "load_checkpoint",
+    "measure_accuracy",
     "save_checkpoint",
     "speed_up",
+    "start_quantized",
     "train_float",
     "train_quantized",
     "uncalibrated",

@@ -27,7 +27,7 @@ from brevitas_divqat.training.config import TrainingConfig
 from brevitas_divqat.training.fit import Criterion, cross_entropy, fit
 from brevitas_divqat.training.speed import speed_up
 
-__all__ = ["Method", "train_float", "train_quantized"]
+__all__ = ["Method", "start_quantized", "train_float", "train_quantized"]
 
 Method = Literal["qat", "divqat"]
 
@@ -72,6 +72,42 @@ def train_float(
     return model
 
 
+def start_quantized(
+    reference: nn.Module,
+    model_config: ModelConfig,
+    training: TrainingConfig,
+    dataset: Dataset,
+    *,
+    seed: int,
+) -> nn.Module:
+    """Build the quantized network as it is before its training.
+
+    Args:
+        reference: the full-precision twin, whose weights it starts from; unchanged.
+        model_config: architecture and bit widths.
+        training: how many images activation scales start from.
+        dataset: the training images are where these come from.
+        seed: of the network and of the choice of these images.
+
+    Returns:
+        The network in full-precision weights, calibrated, with fast quantizers.
+    """
+    with seeded(seed, "initialisation"):
+        model = build(
+            model_config.model,
+            dataset.image_shape,
+            dataset.num_classes,
+            precision=model_config.precision,
+            width=model_config.width,
+        )
+    load_float_weights(model, reference.state_dict())
+    order = torch.randperm(len(dataset.train), generator=generator(seed, "calibration"))
+    calibrate(model, dataset.train.images[order[: training.calibration_images].numpy()])
+    if not brevitas.config.JIT_ENABLED:  # whose compiled quantizers cannot be replaced
+        speed_up(model)
+    return model
+
+
 def train_quantized(
     method: Method,
     reference: nn.Module,
@@ -104,19 +140,7 @@ def train_quantized(
     """
     if resume and is_finished(folder):
         return load_checkpoint(folder)[0]
-    with seeded(seed, "initialisation"):
-        model = build(
-            model_config.model,
-            dataset.image_shape,
-            dataset.num_classes,
-            precision=model_config.precision,
-            width=model_config.width,
-        )
-    load_float_weights(model, reference.state_dict())
-    order = torch.randperm(len(dataset.train), generator=generator(seed, "calibration"))
-    calibrate(model, dataset.train.images[order[: training.calibration_images].numpy()])
-    if not brevitas.config.JIT_ENABLED:  # whose compiled quantizers cannot be replaced
-        speed_up(model)
+    model = start_quantized(reference, model_config, training, dataset, seed=seed)
     options = asdict(loss) | ({"alpha": 0.0} if method == "qat" else {})
     criterion = DivQATLoss(reference, **options)
     described = asdict(loss) if method == "divqat" else {"label_smoothing": loss.label_smoothing}

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 from brevitas.nn import QuantLinear
 from torch import Tensor, nn
@@ -128,25 +131,97 @@ def test_outliers_of_8_bit_images_are_8_bit(kind: OutlierKind) -> None:
 # --- the criterion -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("watched", [False, True])
-def test_the_divergence_is_that_of_the_outliers_alone(
-    images: Tensor, targets: Tensor, watched: bool
-) -> None:
+def test_the_divergence_is_that_of_the_outliers_alone(images: Tensor, targets: Tensor) -> None:
     reference, model = Classifier(False), Classifier(True)
-    criterion = DivQATLoss(
-        reference, model=model if watched else None, alpha=0.3, outliers=KINDS, outlier_share=0.75
-    )
+    criterion = DivQATLoss(reference, alpha=0.3, outliers=KINDS, outlier_share=0.75)
     batch = criterion.with_outliers(images)
     assert torch.equal(batch[:IMAGES], images)
     assert len(batch) == IMAGES + 9
     logits = model(batch)
-    loss = criterion(logits, targets) if watched else criterion(logits, targets, batch)
+    loss = criterion(logits, targets, batch)
     expected = F.cross_entropy(logits[:IMAGES], targets)
     away = divergence(logits[IMAGES:], reference(batch[IMAGES:]), temperature=4.0)
     assert torch.equal(loss, expected - 0.3 * away)
     assert criterion.reference.seen == 9, "the reference is asked about the outliers alone"
     loss.backward()
     assert model.layer.weight.grad is not None
+
+
+@pytest.mark.parametrize("keyword", [False, True])
+def test_a_watched_model_meets_the_outliers_unseen_by_the_loop(
+    images: Tensor, targets: Tensor, keyword: bool
+) -> None:
+    reference, model = Classifier(False), Classifier(True)
+    explicit = DivQATLoss(reference, alpha=0.3, outliers=KINDS, outlier_share=0.75)
+    criterion = DivQATLoss(reference, model=model, alpha=0.3, outliers=KINDS, outlier_share=0.75)
+    assert criterion.with_outliers(images) is images
+    torch.manual_seed(5)
+    batch = explicit.with_outliers(images)
+    expected = explicit(model(batch), targets, batch)  # of a pass that the hook extends again
+    torch.manual_seed(5)
+    model.seen = 0
+    logits = model(x=images) if keyword else model(images)
+    assert len(logits) == IMAGES
+    assert model.seen == IMAGES + 9
+    criterion.reference.seen = 0
+    loss = criterion(logits, targets)
+    assert torch.equal(loss, expected)
+    assert criterion.reference.seen == 9
+    loss.backward()
+    with torch.no_grad():
+        assert len(model(images)) == IMAGES
+    model.eval()
+    model.seen = 0
+    assert len(model(images)) == IMAGES == model.seen
+    logits = model.train()(images)
+    with pytest.raises(ConfigError, match="make the criterion without model="):
+        criterion(logits, targets, images)
+
+
+@pytest.mark.parametrize("wrapper", ["DistributedDataParallel", "torch.compile"])
+def test_a_wrapped_model_meets_outliers_too(
+    images: Tensor, targets: Tensor, wrapper: str, tmp_path: Path
+) -> None:
+    reference, model = Classifier(False), Classifier(True)
+    gradients = []
+    for wrapped in (False, True):
+        trained: Any = model
+        if wrapped and wrapper == "torch.compile":
+            trained = torch.compile(model, backend="aot_eager")
+        elif wrapped:
+            meeting = f"file://{tmp_path / 'meeting'}"
+            torch.distributed.init_process_group("gloo", meeting, rank=0, world_size=1)
+            trained = nn.parallel.DistributedDataParallel(model)
+        criterion = DivQATLoss(reference, model=trained, outliers=KINDS)
+        model.zero_grad()
+        torch.manual_seed(0)
+        # Dynamo cannot trace Brevitas' QuantTensor (torch 2.12, Brevitas 0.13): it may fall back.
+        with torch._dynamo.config.patch(suppress_errors=True):
+            criterion(trained(images), targets).backward()
+        gradients.append(model.layer.weight.grad)
+        del criterion
+    if wrapper == "DistributedDataParallel":
+        torch.distributed.destroy_process_group()
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_models_of_more_than_a_batch_or_other_answers_are_refused(images: Tensor) -> None:
+    class Pair(Classifier):
+        def forward(self, x: Tensor, other: Any = None) -> Any:
+            return (super().forward(x),) if other == "tuple" else super().forward(x)
+
+    model = Pair(True)
+    criterion = DivQATLoss(Classifier(False), model=model, outliers=KINDS)
+    with pytest.raises(ConfigError, match="Pair takes 2 tensors"):
+        model(images, images)
+    with pytest.raises(ConfigError, match="returns no logits of shape"):
+        model(images, "tuple")
+    assert len(model(images, 3)) == IMAGES
+    assert len(copy.deepcopy(model)(images)) == IMAGES, "a copy has hooks that do nothing"
+    del criterion
+    model.seen = 0
+    model(images)
+    assert model.seen == IMAGES, "without its criterion a model meets no outliers"
 
 
 def test_reference_logits_of_the_outliers_may_be_given(images: Tensor, targets: Tensor) -> None:
