@@ -761,18 +761,18 @@ def _show_report(runs: Sequence[Path], out: Path) -> None:
         if run not in measured and not (run / BATTERY_FILE).exists():
             raise ConfigError(f"{run}: holds neither measurements nor {BATTERY_FILE}: name a run")
     if measured:
-        measurements = load_measurements(measured or runs)
+        measurements = load_measurements(measured)
         for table in tables(measurements):
             console.print(table)
         console.print(verdict(measurements), highlight=False, markup=False)
-        files = write_report(measured, out)
+        files = write_report(measured, out, measurements=measurements)
         print(f"\nreport: {files.html}\nplot:   {files.png}")
         if files.curves is not None:
             print(f"curves: {files.curves}")
-    for battery in batteries:
+    for index, battery in enumerate(batteries, 1):
         console.print(battery_table(battery))
         console.print(battery_verdict(battery), highlight=False, markup=False)
-        number = "" if len(batteries) == 1 else f"-{batteries.index(battery) + 1}"
+        number = "" if len(batteries) == 1 else f"-{index}"
         plot = make_folder(out) / f"report-battery{number}.png"
         write_battery_plot(battery, plot)
         print(f"\nplot: {plot}")

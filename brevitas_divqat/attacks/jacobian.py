@@ -66,14 +66,19 @@ class JacobianAugmentation(QueryStrategy):
         return True
 
     @property
+    def least_seeds(self) -> int:
+        """The smallest seed set."""
+        return min(self.seeds, LEAST_SEEDS)
+
+    @property
     def least_images(self) -> int:
         """The smallest seed set and one variation."""
-        return min(self.seeds, LEAST_SEEDS) + 1
+        return self.least_seeds + 1
 
     def ask(self, inquiry: Inquiry, thief: Thief) -> None:
         """Spend the budget: the seeds, then round after round of variations."""
         substitute = Substitute(inquiry, thief)
-        seeds = max(self.least_images - 1, min(self.seeds, inquiry.left // SEED_SHARE))
+        seeds = max(self.least_seeds, min(self.seeds, inquiry.left // SEED_SHARE))
         substitute.ask(Drawer(thief.pool, thief.seed).draw(seeds))
         random = generator(thief.seed, "variations")
         copies = self.copies(thief.num_classes)

@@ -17,11 +17,15 @@ from typing import Any, NoReturn, get_args
 import torch
 
 from brevitas_divqat.errors import ConfigError
-from brevitas_divqat.loss import PRESETS, Direction, LossConfig, Weighting
+from brevitas_divqat.loss import PRESETS, Direction, LossConfig, OutlierKind, Weighting
+from brevitas_divqat.loss.config import OUTLIER_SHARE
 
 __all__ = ["Settings", "check_arguments", "help_text", "parse"]
 
-LOSS_FLAGS = ("preset", "temperature", "direction", "weighting", "cap", "warmup_steps")
+LOSS_FLAGS = (
+    "preset", "temperature", "direction", "weighting", "cap", "warmup_steps", "outliers",
+    "outlier_share",
+)  # fmt: skip
 AT_LEAST = {
     "batch_size": 1,
     "epochs": 0,
@@ -101,6 +105,18 @@ def _own_parser() -> _Parser:
         "warmup_steps": {
             "type": int,
             "help": "steps over which alpha grows from 0 (default 0)",
+        },
+        "outliers": {
+            "nargs": "+",
+            "choices": get_args(OutlierKind),
+            "metavar": "KIND",
+            "help": "diverge on images of no class, made up in each step, and no more on the "
+            f"training images; one or more of {', '.join(get_args(OutlierKind))}",
+        },
+        "outlier_share": {
+            "type": float,
+            "metavar": "S",
+            "help": f"outliers per training image (default {OUTLIER_SHARE:g})",
         },
         "reference": {
             "type": Path,

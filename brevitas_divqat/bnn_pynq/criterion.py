@@ -9,7 +9,7 @@ import torch
 from brevitas_examples.bnn_pynq.models.losses import SqrHingeLoss  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from brevitas_divqat.loss import LossConfig, divergence
+from brevitas_divqat.loss import LossConfig, divergence, outliers_for
 from brevitas_divqat.loss.functional import subtract
 
 __all__ = ["DivQATCrossEntropyLoss", "DivQATSqrHingeLoss"]
@@ -21,6 +21,10 @@ class _Diverging(nn.Module):
     The trainer calls ``criterion(scores, target)``; the reference's input is what the trained
     network got last, which it tells through `observe`, a forward pre-hook. In evaluation mode the
     loss is the base loss alone and the reference is not run.
+
+    With outliers, `observe` appends them to the batch of a network in training, and `withhold`, a
+    forward hook, takes their scores off again: the trainer's own loop sees the training images
+    alone. The divergence is then that of the outliers alone.
 
     Args:
         reference: the full-precision twin, on the trained network's device. It is frozen here,
@@ -37,13 +41,34 @@ class _Diverging(nn.Module):
         self.config = config
         # In a tuple, so that nn.Module does not register it as a part of this one.
         self._reference = (reference.eval().requires_grad_(False),)
-        self._batch: Tensor | None = None
+        self._asked: Tensor | None = None  # the images that the divergence is taken on
+        self._withheld: Tensor | None = None  # the trained network's scores of the outliers
         self.step = 0
         self.last: Tensor | None = None
 
-    def observe(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Keep the batch that ``model`` is about to see, as a forward pre-hook."""
-        self._batch = inputs[0] if model.training else None
+    def observe(self, model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor] | None:
+        """Keep what the reference is to be asked about, as a forward pre-hook.
+
+        Returns:
+            What ``model`` gets instead of its inputs: with outliers, the batch and these.
+        """
+        self._asked = self._withheld = None
+        if not model.training:
+            return None
+        batch: Tensor = inputs[0]
+        if not self.config.outliers:
+            self._asked = batch
+            return None
+        self._asked = outliers_for(batch, self.config.outliers, self.config.share)
+        return (torch.cat([batch, self._asked]),)
+
+    def withhold(self, model: nn.Module, inputs: tuple[Any, ...], scores: Tensor) -> Tensor:
+        """Keep the outliers' scores, as a forward hook; return those of the batch."""
+        if self._asked is None or not self.config.outliers:
+            return scores
+        first = len(scores) - len(self._asked)
+        self._withheld = scores[first:]
+        return scores[:first]
 
     def current_alpha(self) -> float:
         """Return alpha at the present training step."""
@@ -58,7 +83,8 @@ class _Diverging(nn.Module):
         """Return the loss of one batch.
 
         Args:
-            scores: (N, C), the trained network's; the divergence takes them as logits.
+            scores: (N, C), the trained network's; the divergence takes them, or those of the
+                outliers, as logits.
             target: as the base loss wants it: (N, C) of -1 and 1, or (N,) class indices.
 
         Returns:
@@ -67,14 +93,16 @@ class _Diverging(nn.Module):
         base = self.base_loss(scores, target)
         if not self.training:
             return base
-        assert self._batch is not None, "`observe` is no forward pre-hook of the trained network"
+        assert self._asked is not None, "`observe` is no forward pre-hook of the trained network"
+        own = self._withheld if self.config.outliers else scores
+        assert own is not None, "`withhold` is no forward hook of the trained network"
         with torch.no_grad():
-            reference_scores = self._reference[0](self._batch)
-        self._batch = None
+            reference_scores = self._reference[0](self._asked)
+        self._asked = self._withheld = None
         alpha = self.current_alpha()
         self.step += 1
         far = divergence(
-            scores,
+            own,
             reference_scores,
             direction=self.config.direction,  # type: ignore[arg-type]
             temperature=self.config.softness,

@@ -272,11 +272,12 @@ class DivQATTrainer(brevitas_trainer.Trainer):
         wanted = self.args
         # Brevitas forgets to load the best weights when the QCDQ graph alone is wanted.
         self.args = Namespace(**vars(wanted) | {"export_qonnx": False, "export_qcdq_onnx": False})
-        hook = (
-            self.model.register_forward_pre_hook(self.criterion.observe)
-            if self._diverging()
-            else None
-        )
+        hooks = []
+        if self._diverging():
+            hooks = [
+                self.model.register_forward_pre_hook(self.criterion.observe),
+                self.model.register_forward_hook(self.criterion.withhold),
+            ]
         try:
             with warnings.catch_warnings():
                 # Brevitas passes the epoch, on which its schedule depends, to `scheduler.step`.
@@ -284,7 +285,7 @@ class DivQATTrainer(brevitas_trainer.Trainer):
                 best: str | None = super().train_model()
         finally:
             self.args = wanted
-            if hook is not None:
+            for hook in hooks:
                 hook.remove()
         if best is not None and (wanted.export_qonnx or wanted.export_qcdq_onnx):
             self.model = self.load_checkpoint(self.model, best, strict=True)
@@ -389,6 +390,8 @@ def _objective(
         "--divqat_weighting": config.weighting,
         "--divqat_cap": config.cap,
         "--divqat_warmup_steps": config.warmup_steps,
+        "--divqat_outliers": " ".join(config.outliers) or None,
+        "--divqat_outlier_share": config.outlier_share,
         "--divqat_reference": reference.digest,
     }
 

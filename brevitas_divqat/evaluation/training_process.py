@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from brevitas_divqat.errors import ConfigError
-from brevitas_divqat.loss import DivQATLoss
+from brevitas_divqat.loss import DivQATLoss, OutlierKind
 from brevitas_divqat.models import ModelConfig, build, load_float_weights
 from brevitas_divqat.seeding import generator, seeded
 from brevitas_divqat.training import calibrate
@@ -38,6 +38,7 @@ LEAST_CYCLES = 3
 LEARNING_RATE = 1e-5
 """So small that the networks stay what they were: no step becomes cheaper by having converged."""
 NEVER = 2**31
+OUTLIERS: tuple[OutlierKind, ...] = ("textures", "patches", "shapes")
 
 Reference = Literal["none", "each step", "cached"]
 
@@ -54,6 +55,7 @@ class Variant:
         fast: `speed_up`.
         channels_last: weights and images with the channels innermost in memory.
         bfloat16: under autocast.
+        outliers: DivQAT makes them in each step, and diverges on them alone.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Variant:
     fast: bool = False
     channels_last: bool = False
     bfloat16: bool = False
+    outliers: bool = False
 
 
 BASE = "QAT"
@@ -72,9 +75,11 @@ VARIANTS = (
     Variant(BASE),
     Variant("QAT, not calibrated", calibrated=False),
     Variant("DivQAT", reference="each step"),
+    Variant("DivQAT, outliers", reference="each step", outliers=True),
     Variant("DivQAT, cached", reference="cached"),
     Variant("QAT, fast", fast=True),
     Variant("DivQAT, fast", reference="each step", fast=True),
+    Variant("DivQAT, outliers, fast", reference="each step", outliers=True, fast=True),
     Variant("DivQAT, cached, fast", reference="cached", fast=True),
     Variant("DivQAT, cached, fast, channels_last", True, "cached", True, True, True),
     Variant("DivQAT, cached, fast, bfloat16", True, "cached", True, True, False, True),
@@ -172,7 +177,7 @@ def _step_of(variant: Variant, task: TrainingTask) -> Callable[[], None]:
     def step() -> None:
         optimizer.zero_grad()
         with _precision(variant, task.device):
-            loss = loss_of(model(images))
+            loss = loss_of(model)
         loss.backward()
         optimizer.step()
 
@@ -207,17 +212,25 @@ def _quantized(
 
 def _criterion(
     variant: Variant, task: TrainingTask, original: nn.Module, images: Tensor, targets: Tensor
-) -> Callable[[Tensor], Tensor]:
+) -> Callable[[nn.Module], Tensor]:
+    """Return what runs a model on the images and gives its loss."""
     if variant.reference == "none":
-        return lambda logits: F.cross_entropy(logits, targets)
-    criterion = DivQATLoss(copy.deepcopy(original)).to(task.device).train()
+        return lambda model: F.cross_entropy(model(images), targets)
+    outliers = OUTLIERS if variant.outliers else ()
+    criterion = DivQATLoss(copy.deepcopy(original), outliers=outliers).to(task.device).train()
     if variant.channels_last:
         criterion.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if variant.reference == "each step":
-        return lambda logits: criterion(logits, targets, images)
+
+        def asking(model: nn.Module) -> Tensor:
+            inputs = criterion.with_outliers(images)
+            loss: Tensor = criterion(model(inputs), targets, inputs)
+            return loss
+
+        return asking
     with torch.no_grad():
         kept = criterion.reference(images)
-    return lambda logits: criterion(logits, targets, reference_logits=kept)
+    return lambda model: criterion(model(images), targets, reference_logits=kept)
 
 
 def _precision(variant: Variant, device: str) -> AbstractContextManager[Any]:

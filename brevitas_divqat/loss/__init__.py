@@ -13,7 +13,7 @@ from brevitas_divqat.loss.functional import (
     divqat_loss,
     per_sample_divergence,
 )
-from brevitas_divqat.loss.outliers import OutlierKind, outliers_like
+from brevitas_divqat.loss.outliers import OutlierKind, outliers_for, outliers_like
 
 __all__ = [
     "PRESETS",
@@ -27,6 +27,7 @@ __all__ = [
     "Weighting",
     "divergence",
     "divqat_loss",
+    "outliers_for",
     "outliers_like",
     "per_sample_divergence",
 ]

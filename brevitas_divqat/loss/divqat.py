@@ -27,7 +27,7 @@ from brevitas_divqat.loss.functional import (
     subtract,
     wide,
 )
-from brevitas_divqat.loss.outliers import OutlierKind, outliers_like
+from brevitas_divqat.loss.outliers import OutlierKind, outliers_for
 from brevitas_divqat.loss.watch import (
     ForwardPass,
     Watch,
@@ -170,9 +170,9 @@ class DivQATLoss(nn.Module):
         self._reference = (_frozen(reference, model),)
         self._cache = None if cache is None else LogitCache(cache)
         watched = None if model is None else watchable(model)
-        make = partial(_outliers, self.config) if self.config.outliers else None
+        make = partial(outliers_for, kinds=self.config.outliers, share=self.config.share)
         needless = watched is None or self.config.weight == 0
-        self._watch = None if needless else Watch(watched, make)
+        self._watch = None if needless else Watch(watched, make if self.config.outliers else None)
         if self._watch is not None:
             weakref.finalize(self, self._watch.remove)
         self.report: LossReport | None = None
@@ -209,7 +209,8 @@ class DivQATLoss(nn.Module):
         wanted = self.training and torch.is_grad_enabled() and self.config.weight > 0
         if not self.config.outliers or not wanted or self._watch is not None:
             return inputs
-        return torch.cat([inputs.detach(), _outliers(self.config, inputs)])
+        made = outliers_for(inputs, self.config.outliers, self.config.share)
+        return torch.cat([inputs.detach(), made])
 
     def forward(
         self,
@@ -452,22 +453,6 @@ def _frozen(reference: Any, model: Any) -> nn.Module:
     for parameter in frozen.parameters():
         parameter.requires_grad_(False)
     return frozen
-
-
-@torch.no_grad()
-def _outliers(config: LossConfig, images: Tensor) -> Tensor:
-    """Make the outliers of a batch.
-
-    Raises:
-        ConfigError: if the batch is not of images.
-    """
-    if images.ndim != 4 or min(images.shape[2:]) < 2 or not images.is_floating_point():
-        raise ConfigError(
-            f"outliers are asked for, but the inputs are {images.dtype} of shape "
-            f"{tuple(images.shape)}: give floating-point images (N, C, H, W) of 2x2 or more"
-        )
-    count = max(1, int(len(images) * config.share))
-    return outliers_like(images, config.outliers, count)
 
 
 def _scalar(loss: Tensor) -> Tensor:

@@ -9,7 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["MAKERS", "OutlierKind", "outliers_like"]
+from brevitas_divqat.errors import ConfigError
+
+__all__ = ["MAKERS", "OutlierKind", "outliers_for", "outliers_like"]
 
 OutlierKind = Literal["textures", "patches", "shapes"]
 
@@ -24,6 +26,26 @@ SHAPES = (1.5, 3.5)
 """Range of a for the fields that shapes are cut out of."""
 BLACK = 0.6
 """Share of the shapes that lie before black."""
+
+
+@torch.no_grad()
+def outliers_for(images: Tensor, kinds: Sequence[OutlierKind], share: float) -> Tensor:
+    """Make the outliers of a batch of training images, see `outliers_like`.
+
+    Args:
+        images: (N, C, H, W), as the network is given them.
+        kinds: one or more.
+        share: how many to make per image, rounded down, but 1 or more.
+
+    Raises:
+        ConfigError: if the batch is not of floating-point images of 2x2 or more.
+    """
+    if images.ndim != 4 or min(images.shape[2:]) < 2 or not images.is_floating_point():
+        raise ConfigError(
+            f"outliers are asked for, but the inputs are {images.dtype} of shape "
+            f"{tuple(images.shape)}: give floating-point images (N, C, H, W) of 2x2 or more"
+        )
+    return outliers_like(images, kinds, max(1, int(len(images) * share)))
 
 
 def outliers_like(images: Tensor, kinds: Sequence[OutlierKind], count: int) -> Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from brevitas_divqat.errors import ConfigError
+from brevitas_divqat.evaluation.battery import BATTERY_FILE, SCHEMA
 from brevitas_divqat.report.measurements import TITLES
 from brevitas_divqat.report.records import (
     BEFORE_SPLITS,
@@ -28,8 +29,6 @@ from brevitas_divqat.report.stats import Stat
 
 __all__ = ["BATTERY_FILE", "Battery", "BatteryRow", "load_batteries"]
 
-SCHEMA = 1
-BATTERY_FILE = "battery.json"
 FLOOR_SOURCE = "floor"
 REMEDY = "delete it and go on with --battery --resume"
 _STATUS = Type("'measured' or 'skipped'", lambda value: value in ("measured", "skipped"))

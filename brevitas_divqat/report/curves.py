@@ -33,7 +33,7 @@ def plot_curves(m: Measurements) -> Figure | None:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    rows = [row for row in m.extractions if len(row.curve) > 1]
+    rows = m.curved
     if not rows:
         return None
     victims = list(dict.fromkeys(row.victim for row in rows))

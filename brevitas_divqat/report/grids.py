@@ -106,7 +106,7 @@ def _extraction_cells(row: ExtractionRow) -> tuple[str, ...]:
 
 
 def _curves(m: Measurements) -> list[Grid]:
-    rows = [row for row in m.extractions if len(row.curve) > 1]
+    rows = m.curved
     columns = _columns(rows)
     return [
         Grid(

@@ -116,6 +116,11 @@ class Measurements:
         judged = "" if self.split == "test" else f", judged on {self.split} images"
         return f"{self.data}, {self.model}, {self.bits_text}, {self.seeds_text}{judged}"
 
+    @property
+    def curved(self) -> tuple[ExtractionRow, ...]:
+        """The attacks that were measured after more than one number of queries."""
+        return tuple(row for row in self.extractions if len(row.curve) > 1)
+
 
 def load_measurements(runs: Sequence[Path]) -> Measurements:
     """Read the measurements of run folders and aggregate them over the seeds.
@@ -143,9 +148,11 @@ def load_measurements(runs: Sequence[Path]) -> Measurements:
     require_equal(victims, ("images",))
     _require_one_graph_per_seed([*victims, *thefts])
     # An attack is the same for all victims: without that the comparison would mean nothing.
-    for group in _grouped(thefts, "pool", "labels", *_KIND).values():
+    groups = _grouped(thefts, "pool", "labels", *_KIND).values()
+    attacks = [(group, _budget(group)) for group in groups]
+    for group, budget in attacks:
         require_equal(group, _THIEF)
-        require_equal(_at_the_compared_budget(group), _ATTACK_SETTINGS)
+        require_equal(_compared(group, budget), _ATTACK_SETTINGS)
     return Measurements(
         data=records[0]["data"],
         model=records[0]["model"],
@@ -155,10 +162,10 @@ def load_measurements(runs: Sequence[Path]) -> Measurements:
         executors=tuple(sorted({record["executor"] for record in victims})),
         victims=tuple(_victim_row(g) for g in _grouped(victims, "victim").values()),
         extractions=tuple(
-            _extraction_row(g, _budget(attack))
+            _extraction_row(own, budget)
             for (victim,) in _grouped(thefts, "victim")
-            for attack in _grouped(thefts, "pool", "labels", *_KIND).values()
-            if (g := [record for record in attack if record["victim"] == victim])
+            for group, budget in attacks
+            if (own := [record for record in group if record["victim"] == victim])
         ),
     )
 
@@ -266,8 +273,8 @@ def _budget(attack: Sequence[Record]) -> int:
     return int(max(set.intersection(*every) or set.union(*every)))
 
 
-def _at_the_compared_budget(attack: Sequence[Record]) -> list[Record]:
-    budget = _budget(attack)
+def _compared(attack: Sequence[Record], budget: int) -> list[Record]:
+    """Return each victim's records at this budget, or all of a victim that has none there."""
     compared = [record for record in attack if record["budget"] == budget]
     victims = {record["victim"] for record in compared}
     # Victims without a common budget are refused, as attacks with other settings are.

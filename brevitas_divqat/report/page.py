@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ReportFiles", "write_report"]
 
-CURVES = "curves.png"
-
 
 @dataclass(frozen=True)
 class ReportFiles:
@@ -44,7 +42,9 @@ class ReportFiles:
     curves: Path | None  # the plot of learning curves, where there are any
 
 
-def write_report(runs: Sequence[Path], out: Path) -> ReportFiles:
+def write_report(
+    runs: Sequence[Path], out: Path, *, measurements: Measurements | None = None
+) -> ReportFiles:
     """Render runs as ``report.html``, ``report.png`` and, with learning curves, ``curves.png``.
 
     Rendering the same runs twice gives the same page, byte for byte.
@@ -52,6 +52,7 @@ def write_report(runs: Sequence[Path], out: Path) -> ReportFiles:
     Args:
         runs: One run folder, or several that differ only in seed.
         out: The folder to write to; it is made where it does not exist.
+        measurements: Of these runs, where they are loaded already.
 
     Returns:
         The paths of the files.
@@ -60,7 +61,7 @@ def write_report(runs: Sequence[Path], out: Path) -> ReportFiles:
         ConfigError: The runs cannot be rendered, or the folder cannot be written to.
     """
     runs, out = [Path(run) for run in runs], Path(out)
-    m = load_measurements(runs)
+    m = load_measurements(runs) if measurements is None else measurements
     figure, curves = plot(m), plot_curves(m)
     headline, *details = sentences(m)
     environment = Environment(
@@ -83,18 +84,15 @@ def write_report(runs: Sequence[Path], out: Path) -> ReportFiles:
         facts=_facts(m, runs),
         configurations=_configurations(runs),
     )
-    files = ReportFiles(
-        html=make_folder(out) / "report.html",
-        png=out / "report.png",
-        curves=None if curves is None else out / CURVES,
-    )
-    write_bytes(files.png, _png(figure))
+    folder = make_folder(out)
+    html, png, curves_png = (folder / f for f in ("report.html", "report.png", "curves.png"))
+    write_bytes(png, _png(figure))
     if curves is not None:
-        write_bytes(out / CURVES, _png(curves))
+        write_bytes(curves_png, _png(curves))
     else:
-        (out / CURVES).unlink(missing_ok=True)  # of an earlier report
-    write_text(files.html, page)
-    return files
+        curves_png.unlink(missing_ok=True)  # of an earlier report
+    write_text(html, page)
+    return ReportFiles(html=html, png=png, curves=None if curves is None else curves_png)
 
 
 def _png(figure: Figure) -> bytes:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from brevitas_divqat.errors import ConfigError
+from brevitas_divqat.evaluation.measure import SCHEMA
 
 __all__ = [
     "BEFORE_SPLITS",
@@ -21,7 +22,6 @@ __all__ = [
     "LIST",
     "NUMBER",
     "OBJECT",
-    "SCHEMA",
     "TEXT",
     "Record",
     "Type",
@@ -31,7 +31,6 @@ __all__ = [
     "require_equal",
 ]
 
-SCHEMA = 1
 LARGEST = 2**53
 """The largest number of anything: up to here a float holds every integer."""
 
@@ -53,6 +52,16 @@ def _is_curve(value: Any) -> bool:
         and all(before < after for before, after in itertools.pairwise([0, *asked]))
         and all(FRACTION.holds(point.get("accuracy")) for point in value)
     )
+
+
+def _check_curve(record: Record) -> None:
+    """Refuse a curve with a point beyond the queries that were asked."""
+    for point in record["curve"] or []:
+        if point["queries"] > record["queries"]:
+            raise ConfigError(
+                f"{record.path}: curve has a point at {point['queries']} queries, but "
+                f"{record['queries']} were asked; measure again"
+            )
 
 
 @dataclass(frozen=True)
@@ -195,12 +204,7 @@ def _checked(record: Record) -> Record:
         )
     check_fields(record, _REQUIRED[kind], _OPTIONAL)
     if kind == "extraction":
-        for point in record["curve"] or []:
-            if point["queries"] > record["queries"]:
-                raise ConfigError(
-                    f"{path}: curve has a point at {point['queries']} queries, but "
-                    f"{record['queries']} were asked; measure again"
-                )
+        _check_curve(record)
     return record
 
 

@@ -34,6 +34,16 @@ def test_flags_of_both_groups_may_be_mixed() -> None:
     assert settings.reference == Path("twin.tar")
 
 
+def test_outliers_are_named_one_after_the_other() -> None:
+    text = "--divqat_outliers textures shapes --epochs 3 --divqat_alpha 0.2"
+    args, settings = parse(text.split())
+    assert args.epochs == 3
+    assert settings.loss.outliers == ("textures", "shapes")
+    assert settings.loss.outlier_share == 0.5
+    _, settings = parse([*text.split(), "--divqat_outlier_share", "2"])
+    assert settings.loss.outlier_share == 2.0
+
+
 @pytest.mark.parametrize("flag", ["--help", "-h", "--hel"])
 def test_help_shows_both_groups(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([flag]) == 0
@@ -65,6 +75,17 @@ def test_the_module_runs_as_a_program(
         ("--divqat_alpha 2 --divqat_preset F1 --divqat_reference x", "must be below 1"),
         ("--divqat_preset F2", "invalid choice: 'F2'"),
         ("--divqat_temperature 2", "without --divqat_alpha"),
+        ("--divqat_outliers textures", "without --divqat_alpha"),
+        ("--divqat_outlier_share 0.5", "without --divqat_alpha"),
+        ("--divqat_outliers", "expected at least one argument"),
+        ("--divqat_alpha 0.1 --divqat_outliers clouds", "invalid choice: 'clouds'"),
+        ("--divqat_alpha 0.1 --divqat_outliers shapes shapes", "name each kind once"),
+        ("--divqat_alpha 0.1 --divqat_outlier_share 0.5", "0.5 without outliers"),
+        (
+            "--divqat_alpha 0.1 --divqat_outliers shapes --divqat_outlier_share 0",
+            "outlier_share is 0.0",
+        ),
+        ("--divqat_outlirs shapes", "did you mean --divqat_outliers?"),
         ("--divqat_alpha 0.04", "--divqat_float"),
         ("--divqat_alpha 0.04 --divqat_float", "diverges from nothing"),
         ("--divqat_validation -1", "--divqat_validation is -1"),

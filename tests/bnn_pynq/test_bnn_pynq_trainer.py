@@ -107,6 +107,46 @@ def test_a_resumed_divqat_training_equals_the_uninterrupted_one(ours: Runner) ->
     assert twin.read_bytes() == before
 
 
+@pytest.mark.parametrize("loss", ["SqrHinge", "CrossEntropy"])
+def test_a_resumed_training_with_outliers_equals_the_uninterrupted_one(
+    loss: str, ours: Runner
+) -> None:
+    twin = ours("--network TFC_2W2A --epochs 1 --divqat_float") / "checkpoints" / "best.tar"
+    shared = f"--network TFC_2W2A --loss {loss} --divqat_alpha 0.3 --divqat_reference {twin}"
+    text = f"{shared} --divqat_outliers textures patches shapes"
+    whole = package(ours(f"{text} --epochs 2"))
+    part = ours(f"{text} --epochs 1")
+    check_resume(text, part, whole, epochs=2)
+    without = package(ours(f"{shared} --epochs 2"))
+    assert whole["state_dict"].keys() == without["state_dict"].keys()
+    key = "features.2.weight"
+    assert not torch.equal(whole["state_dict"][key], without["state_dict"][key])
+
+
+@pytest.mark.parametrize("network", ["CNV_2W2A", "RESNET18_4W4A"])
+def test_outliers_are_seen_in_training_alone(
+    network: str, flags: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "twin.pth"
+    torch.save(float_twin(read_network(network).config).state_dict(), path)
+    text = (
+        f"--network {network} --epochs 1 --dry_run --divqat_alpha 0.3 --divqat_reference {path} "
+        "--divqat_outliers patches shapes --divqat_outlier_share 0.75"
+    )
+    trainer = prepared([*flags, *text.split()])
+    seen: list[tuple[bool, int]] = []
+
+    def note(model: Any, inputs: Any, scores: Any) -> None:
+        seen.append((model.training, len(inputs[0])))
+
+    trainer.model.register_forward_hook(note)
+    trainer.train_model()
+    assert seen == [(True, 4 + 3), (True, 4 + 3), (False, 4)]
+    trainer.model.train()
+    trainer.model(torch.rand(4, 3, 32, 32))
+    assert seen[-1] == (True, 4), "after the training the network is as it was"
+
+
 def test_a_training_killed_between_two_writes_keeps_its_best_weights(
     ours: Runner, flags: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +193,11 @@ def test_a_training_killed_between_two_writes_keeps_its_best_weights(
             r"--divqat_cap None, got 3\.0",
         ),
         (
+            "--divqat_alpha 0.3 --divqat_warmup_steps 8 --divqat_reference {twin} "
+            "--divqat_outliers shapes",
+            "--divqat_outliers None, got shapes",
+        ),
+        (
             "--divqat_alpha 0.3 --divqat_warmup_steps 8 --divqat_reference {other}",
             "--divqat_reference the SHA-256 [0-9a-f]{64}, got [0-9a-f]{64}",
         ),
@@ -173,6 +218,29 @@ def test_another_objective_is_refused(
     assert latest.read_bytes() == before
     # What trains nothing needs no reference.
     launch([*flags, *f"--network TFC_2W2A --evaluate --resume {latest}".split()])
+
+
+@pytest.mark.parametrize(
+    ("then", "message"),
+    [
+        ("", "--divqat_outliers shapes patches, got None"),
+        ("--divqat_outliers shapes", "--divqat_outliers shapes patches, got shapes"),
+        (
+            "--divqat_outliers shapes patches --divqat_outlier_share 1",
+            r"--divqat_outlier_share 0\.5, got 1\.0",
+        ),
+    ],
+)
+def test_other_outliers_are_another_objective(
+    then: str, message: str, ours: Runner, flags: list[str], tmp_path: Path
+) -> None:
+    twin = tmp_path / "twin.pth"
+    torch.save(float_twin(read_network("TFC_2W2A").config).state_dict(), twin)
+    shared = f"--network TFC_2W2A --divqat_alpha 0.3 --divqat_reference {twin}"
+    run = ours(f"{shared} --epochs 1 --divqat_outliers shapes patches")
+    latest = run / "checkpoints" / "checkpoint.tar"
+    with pytest.raises(CheckpointError, match=message):
+        launch([*flags, *f"{shared} {then} --epochs 2 --resume {latest}".split()])
 
 
 def test_defaults_that_are_spelt_out_are_the_same_objective(

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,10 @@ def test_the_record_says_what_was_measured_on_what(here: list[dict[str, Any]]) -
     assert record["settings"]["batch_size"] == 128
     assert set(record["machine"]) == {"processor", "cores", "flags", "gpu"}
     assert [row["variant"] for row in record["rows"]] == NAMES
+    assert [r["variant"] for r in record["rows"] if r["outliers"]] == [
+        "DivQAT, outliers",
+        "DivQAT, outliers, fast",
+    ]
     assert [task["seconds"] for task in here] == [0.5, 0.5]
     assert json.loads(json.dumps(record, allow_nan=False)) == record
 
@@ -96,21 +101,45 @@ def test_variants_take_turns_and_equally_many_steps(monkeypatch: pytest.MonkeyPa
     assert len({cycle[0] for cycle in cycles}) == process.LEAST_CYCLES
 
 
+def model_of(step: Callable[[], None]) -> torch.nn.Module:
+    """Return the model that a step trains."""
+    held = [cell.cell_contents for cell in step.__closure__ or ()]
+    (model,) = (content for content in held if isinstance(content, torch.nn.Module))
+    return model
+
+
 @pytest.mark.parametrize("variant", process.VARIANTS, ids=lambda variant: variant.name)
 def test_every_variant_takes_steps(variant: process.Variant) -> None:
     step = process._step_of(variant, TASK)
     step()
-    model = step.__closure__ and next(
-        cell.cell_contents
-        for cell in step.__closure__
-        if isinstance(cell.cell_contents, torch.nn.Module)
-    )
-    assert isinstance(model, torch.nn.Module)
+    model = model_of(step)
     gradients = [p.grad for p in model.parameters()]
     assert all(g is not None and bool(torch.isfinite(g).all()) for g in gradients)
     kinds = {type(module).__name__ for module in model.modules()}
     assert ("RescalingIntQuant" in kinds) == (variant.quantized and not variant.fast)
     assert ("FusedIntQuant" in kinds) == variant.fast
+
+
+@pytest.mark.parametrize("variant", process.VARIANTS, ids=lambda variant: variant.name)
+def test_a_step_with_outliers_trains_on_more_rows_and_asks_the_original_about_these(
+    variant: process.Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    class Watched(process.DivQATLoss):
+        def __init__(self, reference: torch.nn.Module, **options: Any) -> None:
+            super().__init__(reference, **options)
+            self.reference.register_forward_pre_hook(lambda _, x: asked.append(len(x[0])))
+
+    monkeypatch.setattr(process, "DivQATLoss", Watched)
+    step = process._step_of(variant, replace(TASK, batch_size=6))
+    asked.clear()  # what is cached is asked about once, before
+    trained: list[int] = []
+    model_of(step).register_forward_pre_hook(lambda _, x: trained.append(len(x[0])))
+    step()
+    extra = [3] if variant.outliers else []
+    assert trained == [6 + sum(extra)]
+    assert asked == (extra or ([6] if variant.reference == "each step" else []))
 
 
 def test_a_variant_that_cannot_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

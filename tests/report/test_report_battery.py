@@ -232,6 +232,16 @@ def test_divqat_report_draws_each_battery_where_it_is_told_to(tmp_path: Path) ->
     ]
 
 
+def test_batteries_that_look_alike_have_plots_of_their_own(tmp_path: Path) -> None:
+    folders = [write(tmp_path / name) for name in "ab"]
+    path = folders[1] / "battery.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"surrogate_device": "cuda"}))
+    first, second = load_batteries(folders)
+    assert first == second, "the device is not shown"
+    assert main(["report", *map(str, folders), "-o", str(tmp_path / "out")]) == 0
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
 def test_divqat_report_leaves_no_folder_out_in_silence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

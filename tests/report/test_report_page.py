@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from brevitas_divqat.cli import main
 from brevitas_divqat.errors import ConfigError
 from brevitas_divqat.report import (
     load_measurements,
@@ -22,6 +24,8 @@ from brevitas_divqat.report import (
     tables,
     write_report,
 )
+from brevitas_divqat.report import measurements as measurements_module
+from brevitas_divqat.report.records import Record, read_records
 
 HOSTILE = "<script>alert('$x_1')</script>[red]"
 
@@ -88,6 +92,33 @@ def test_the_same_run_gives_the_same_page(write_run: Callable[..., Path], tmp_pa
     run = write_run()
     first, second = (write_report([run], tmp_path / name) for name in ("a", "b"))
     assert first.html.read_bytes() == second.html.read_bytes()
+
+
+def test_measurements_that_are_given_are_not_read_again(
+    write_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = write_run()
+    read = write_report([run], tmp_path / "read").html.read_bytes()
+    measurements = load_measurements([run])
+    shutil.rmtree(run / "measurements")
+    given = write_report([run], tmp_path / "given", measurements=measurements)
+    assert given.html.read_bytes() == read
+
+
+def test_divqat_report_reads_the_measurements_once(
+    write_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [write_run(seed) for seed in (0, 1)]
+    read: list[Path] = []
+
+    def watched(run: Path) -> list[Record]:
+        read.append(run)
+        return read_records(run)
+
+    monkeypatch.setattr(measurements_module, "read_records", watched)
+    assert main(["report", *map(str, runs), "-o", str(tmp_path / "out")]) == 0
+    assert read == runs
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 def test_the_plot_shows_every_attack_and_victim(write_run: Callable[..., Path]) -> None:
