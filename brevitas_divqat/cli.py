@@ -737,6 +737,19 @@ def _report(settings: Namespace) -> None:
     _show_report(settings.runs, settings.out or settings.runs[0])
 
 
+def _tradeoff(settings: Namespace) -> None:
+    from rich.console import Console
+
+    from brevitas_divqat.report import load_tradeoff, tradeoff_table, write_plot
+
+    _check_new_file("--out", settings.out)
+    tradeoff = load_tradeoff(settings.runs)
+    Console(width=None if sys.stdout.isatty() else REPORT_COLUMNS).print(tradeoff_table(tradeoff))
+    if settings.out is not None:
+        write_plot(tradeoff, settings.out)
+        print(f"plot: {settings.out}")
+
+
 def _show_report(runs: Sequence[Path], out: Path) -> None:
     from rich.console import Console
 
@@ -1003,6 +1016,17 @@ def _report_arguments(parser: ArgumentParser) -> None:
     _out_argument(parser, "folder of the page and the plots; by default the first run's.")
 
 
+def _tradeoff_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        help="folders of measurements, each of one bit width and one alpha, with plain QAT or "
+        "without; they may differ in these and in the seed alone.",
+    )
+    _out_argument(parser, "the plot, a PNG file; none by default.")
+
+
 BENCH_HELP = (
     "what to measure: executor (GRAPH [flags]), training ([flags]), attacks (GRAPH [flags]) or "
     "hardware (GRAPH [flags])."
@@ -1089,5 +1113,11 @@ COMMANDS = {
     ),
     "report": _Command(
         "Render the measurements of one or more runs.", (), _report, _report_arguments
+    ),
+    "tradeoff": _Command(
+        "Compare victims over alpha: what each costs its user, and its thief.",
+        (),
+        _tradeoff,
+        _tradeoff_arguments,
     ),
 }

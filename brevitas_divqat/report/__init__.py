@@ -28,6 +28,14 @@ from brevitas_divqat.report.page import ReportFiles, write_report
 from brevitas_divqat.report.sentences import verdict
 from brevitas_divqat.report.stats import Stat
 from brevitas_divqat.report.terminal import tables
+from brevitas_divqat.report.tradeoff import (
+    Point,
+    Tradeoff,
+    load_tradeoff,
+    tradeoff_plot,
+    tradeoff_table,
+    write_plot,
+)
 
 __all__ = [
     "BATTERY_FILE",
@@ -36,18 +44,24 @@ __all__ = [
     "BatteryRow",
     "ExtractionRow",
     "Measurements",
+    "Point",
     "ReportFiles",
     "Stat",
+    "Tradeoff",
     "VictimRow",
     "battery_plot",
     "battery_table",
     "battery_verdict",
     "load_batteries",
     "load_measurements",
+    "load_tradeoff",
     "plot",
     "plot_curves",
     "tables",
+    "tradeoff_plot",
+    "tradeoff_table",
     "verdict",
     "write_battery_plot",
+    "write_plot",
     "write_report",
 ]

@@ -57,12 +57,16 @@ class Stat:
         It is meant for paired differences. With two or three seeds the interval is wide: 12.7 and
         4.3 standard errors to either side.
         """
+        return self.reach is not None and abs(self.mean) < self.reach
+
+    @property
+    def reach(self) -> float | None:
+        """Half of the mean's 95 % confidence interval (Student's t), None with one seed."""
         if self.sd is None:
-            return False
+            return None
         from scipy.special import stdtrit
 
-        reach = float(stdtrit(self.n - 1, 0.975)) * self.sd / math.sqrt(self.n)
-        return abs(self.mean) < reach
+        return float(stdtrit(self.n - 1, 0.975)) * self.sd / math.sqrt(self.n)
 
     def at(self, seeds: Collection[int]) -> Stat:
         """Keep the values at these seeds."""
@@ -77,6 +81,12 @@ class Stat:
         """Write the mean, and with several seeds the standard deviation after ±."""
         mean = f"{scale * self.mean:.{digits}f}"
         return mean if self.sd is None else f"{mean} ± {scale * self.sd:.{digits}f}"
+
+    @property
+    def interval_percent(self) -> str:
+        """The mean in percent, and with several seeds half of its 95 % interval after ±."""
+        mean = f"{100 * self.mean:.1f}"
+        return mean if self.reach is None else f"{mean} ± {100 * self.reach:.1f}"
 
     @property
     def percent(self) -> str:

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Victims over alpha and bits: what is joined, what is refused, what is drawn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from brevitas_divqat.cli import main
+from brevitas_divqat.errors import ConfigError
+from brevitas_divqat.report import load_tradeoff, tradeoff_plot, tradeoff_table
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def folders(write_run: Write, edit_json: Callable[..., None]) -> list[Path]:
+    """Return plain QAT and two alphas at 4 bits, of two seeds, and one seed at 2 bits."""
+    made = []
+    for seed in (0, 1):
+        for alpha, own, stolen in ((0.04, 0.90, 0.3), (0.08, 0.88, 0.2 + 0.02 * seed)):
+            thefts = {"qat": (0.9, 0.9, 0.5, 0.5), "divqat": (0.9, 0.9, stolen, stolen)}
+            run = write_run(
+                seed,
+                name=f"a{alpha}-{seed}",
+                victims=("qat", "divqat") if alpha == 0.04 else ("divqat",),
+                own={"qat": 0.91, "divqat": own},
+                thefts=thefts,
+            )
+            edit_json(run / "measurements" / "divqat.json", method__alpha=alpha)
+            made.append(run)
+    narrow = write_run(2, name="narrow", attacks=("ood/soft",))
+    for path in (narrow / "measurements").glob("*.json"):
+        edit_json(path, bits__weight=2, bits__activation=2)
+    return [*made, narrow]
+
+
+def test_victims_are_joined_by_bits_and_alpha(folders: list[Path]) -> None:
+    tradeoff = load_tradeoff(folders)
+    assert [(p.bits, p.alpha, p.victim.seeds) for p in tradeoff.points] == [
+        ((4, 4), 0.0, (0, 1)),
+        ((4, 4), 0.04, (0, 1)),
+        ((4, 4), 0.08, (0, 1)),
+        ((2, 2), 0.0, (2,)),
+        ((2, 2), 0.04, (2,)),
+    ]
+    foreign = "ood/soft\n(mnist)"
+    assert [round(p.thefts[foreign].mean, 3) for p in tradeoff.points] == [
+        0.5,
+        0.3,
+        0.21,
+        0.339,
+        0.222,
+    ]
+    assert len(tradeoff.attacks) == 4
+    assert list(tradeoff.points[-1].thefts) == [foreign]
+
+
+def test_the_table_gives_95_percent_intervals(folders: list[Path]) -> None:
+    console = Console(width=200, record=True)
+    console.print(tradeoff_table(load_tradeoff(folders)))
+    text = console.export_text()
+    # Values 20 and 22: sd 1.414, over sqrt(2), times 12.706 of Student's t with 1 degree of freedom
+    assert "21.0 ± 12.7" in text
+    row = next(line for line in text.splitlines() if "2/2" in line and "0.04" in line)
+    assert row.split().count("-") == 3, "attacks that were not carried out"
+
+
+def test_the_plot_has_a_panel_per_attack_and_a_line_per_bit_width(folders: list[Path]) -> None:
+    figure = tradeoff_plot(load_tradeoff(folders))
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in panels] == list(load_tradeoff(folders).attacks)
+    assert [len(axes.containers) for axes in panels] == [1, 1, 2, 1]
+    line = panels[2].containers[0].lines[0]
+    assert line.get_xdata() == pytest.approx([9, 10, 12])
+    assert line.get_ydata() == pytest.approx([50, 70, 79])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["W4A4", "W2A2"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"method__temperature": 2.0}, "temperature is 2.0, but 4.0"),
+        ({"method__alpha": None}, "lacks an alpha"),
+    ],
+)
+def test_victims_that_differ_in_more_than_alpha_are_refused(
+    folders: list[Path], edit_json: Callable[..., None], changes: dict[str, object], said: str
+) -> None:
+    edit_json(folders[1] / "measurements" / "divqat.json", **changes)
+    with pytest.raises(ConfigError, match=said):
+        load_tradeoff(folders)
+
+
+def test_other_networks_and_folders_without_victims_are_refused(
+    folders: list[Path], edit_json: Callable[..., None]
+) -> None:
+    for path in (folders[-1] / "measurements").glob("*.json"):
+        edit_json(path, model="cnv")
+    with pytest.raises(ConfigError, match="give those of one network"):
+        load_tradeoff(folders)
+    for path in (folders[0] / "measurements").glob("*.json"):
+        if json.loads(path.read_text())["kind"] == "victim":
+            path.unlink()
+    with pytest.raises(ConfigError, match="holds no measurement of a victim"):
+        load_tradeoff(folders[:1])
+
+
+def test_the_command_prints_the_table_and_keeps_the_plot(
+    folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "plot.png"
+    argv = ["tradeoff", *map(str, folders), "-o", str(out)]
+    assert main(argv) == 0
+    assert "Trade-off over alpha: fashion-mnist, lenet5" in capsys.readouterr().out
+    before = out.read_bytes()
+    assert main(argv) == 2
+    assert "exists: choose another file" in capsys.readouterr().err
+    assert out.read_bytes() == before
