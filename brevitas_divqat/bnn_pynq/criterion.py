@@ -56,15 +56,15 @@ class _Diverging(nn.Module):
         if not model.training:
             return None
         batch: Tensor = inputs[0]
-        if not self.config.outliers:
+        if not self.config.kinds:
             self._asked = batch
             return None
-        self._asked = outliers_for(batch, self.config.outliers, self.config.share)
+        self._asked = outliers_for(batch, self.config.kinds, self.config.share)
         return (torch.cat([batch, self._asked]),)
 
     def withhold(self, model: nn.Module, inputs: tuple[Any, ...], scores: Tensor) -> Tensor:
         """Keep the outliers' scores, as a forward hook; return those of the batch."""
-        if self._asked is None or not self.config.outliers:
+        if self._asked is None or not self.config.kinds:
             return scores
         first = len(scores) - len(self._asked)
         self._withheld = scores[first:]
@@ -94,7 +94,7 @@ class _Diverging(nn.Module):
         if not self.training:
             return base
         assert self._asked is not None, "`observe` is no forward pre-hook of the trained network"
-        own = self._withheld if self.config.outliers else scores
+        own = self._withheld if self.config.kinds else scores
         assert own is not None, "`withhold` is no forward hook of the trained network"
         with torch.no_grad():
             reference_scores = self._reference[0](self._asked)

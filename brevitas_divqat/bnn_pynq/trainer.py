@@ -390,7 +390,7 @@ def _objective(
         "--divqat_weighting": config.weighting,
         "--divqat_cap": config.cap,
         "--divqat_warmup_steps": config.warmup_steps,
-        "--divqat_outliers": " ".join(config.outliers) or None,
+        "--divqat_outliers": " ".join(config.kinds) or None,
         "--divqat_outlier_share": config.outlier_share,
         "--divqat_reference": reference.digest,
     }

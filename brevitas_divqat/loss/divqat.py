@@ -81,7 +81,7 @@ class DivQATLoss(nn.Module):
         reference: the full-precision original; maps inputs to (N, C) logits.
         model: the quantized model that is trained, wrapped in ``DistributedDataParallel`` or
             ``torch.compile`` or not; needed where the loop does not hand over the inputs.
-        preset: ``"F1"`` or ``"F3"``, see ``PRESETS``; the other settings override it.
+        preset: ``"F1"``, ``"F3"`` or ``"outliers"``, see ``PRESETS``; other settings override it.
         alpha: weight of the divergence, 0 or more.
         temperature: T > 0, of the divergence alone, which is multiplied by T².
         direction: ``"p||q"`` or ``"q||p"``.
@@ -91,7 +91,7 @@ class DivQATLoss(nn.Module):
         warmup_steps: training calls of this module over which alpha grows linearly from 0.
         label_smoothing: of the cross-entropy, in [0, 1).
         outliers: kinds of outliers that `with_outliers` makes, of ``"textures"``, ``"patches"``
-            and ``"shapes"``; none by default.
+            and ``"shapes"``; by default the preset's.
         outlier_share: outliers per training image; 0.5 by default.
         base: the loss of (logits, targets) in the cross-entropy's place, for example
             ``nn.CrossEntropyLoss(weight=…)``.
@@ -138,7 +138,7 @@ class DivQATLoss(nn.Module):
         cap: float | None = None,
         warmup_steps: int = 0,
         label_smoothing: float = 0.0,
-        outliers: Sequence[OutlierKind] = (),
+        outliers: Sequence[OutlierKind] | None = None,
         outlier_share: float | None = None,
         base: Callable[[Tensor, Tensor], Tensor] | None = None,
         cache: int | None = None,
@@ -153,10 +153,10 @@ class DivQATLoss(nn.Module):
             cap=cap,
             warmup_steps=warmup_steps,
             label_smoothing=label_smoothing,
-            outliers=tuple(outliers),
+            outliers=None if outliers is None else tuple(outliers),
             outlier_share=outlier_share,
         )
-        if self.config.outliers and cache is not None:
+        if self.config.kinds and cache is not None:
             raise ConfigError(
                 "cache is on, and the reference is asked about outliers alone, which are new in "
                 "every step: leave the cache out"
@@ -170,9 +170,9 @@ class DivQATLoss(nn.Module):
         self._reference = (_frozen(reference, model),)
         self._cache = None if cache is None else LogitCache(cache)
         watched = None if model is None else watchable(model)
-        make = partial(outliers_for, kinds=self.config.outliers, share=self.config.share)
+        make = partial(outliers_for, kinds=self.config.kinds, share=self.config.share)
         needless = watched is None or self.config.weight == 0
-        self._watch = None if needless else Watch(watched, make if self.config.outliers else None)
+        self._watch = None if needless else Watch(watched, make if self.config.kinds else None)
         if self._watch is not None:
             weakref.finalize(self, self._watch.remove)
         self.report: LossReport | None = None
@@ -207,9 +207,9 @@ class DivQATLoss(nn.Module):
             ConfigError: if the inputs are no images.
         """
         wanted = self.training and torch.is_grad_enabled() and self.config.weight > 0
-        if not self.config.outliers or not wanted or self._watch is not None:
+        if not self.config.kinds or not wanted or self._watch is not None:
             return inputs
-        made = outliers_for(inputs, self.config.outliers, self.config.share)
+        made = outliers_for(inputs, self.config.kinds, self.config.share)
         return torch.cat([inputs.detach(), made])
 
     def forward(
@@ -241,7 +241,7 @@ class DivQATLoss(nn.Module):
                 not those of the watched model's last training pass.
         """
         logits = plain(logits)
-        labelled = logits[: len(targets)] if self.config.outliers else logits
+        labelled = logits[: len(targets)] if self.config.kinds else logits
         if self.config.weight == 0 or self._evaluating():
             loss = _scalar(self.base(labelled, targets))
             self.report = _report(labelled, loss, loss.new_zeros(()), 0.0)
@@ -307,7 +307,7 @@ class DivQATLoss(nn.Module):
         asked = logits
         if given.outlier_logits is not None:
             asked = given.outlier_logits
-        elif self.config.outliers:
+        elif self.config.kinds:
             asked = logits[count:]
             if not len(asked):
                 raise ConfigError(
@@ -324,7 +324,7 @@ class DivQATLoss(nn.Module):
         self, logits: Tensor, inputs: Tensor | None, reference_logits: Tensor | None
     ) -> ForwardPass:
         """Find what the reference is asked about, or what it has answered."""
-        if self._watch is not None and self.config.outliers:
+        if self._watch is not None and self.config.kinds:
             if inputs is not None or reference_logits is not None:
                 raise ConfigError(
                     "inputs or reference_logits are given, but the hook on the model chose the "

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from brevitas_divqat.loss import DivQATLoss, LossConfig
 
 BAD = [
     # settings, what the message names, what it proposes
-    ({"preset": "F2"}, "preset", "choose from ['F1', 'F3']"),
+    ({"preset": "F2"}, "preset", "choose from ['F1', 'F3', 'outliers']"),
     ({"alpha": -0.1}, "alpha", "must be 0 (plain QAT) or more"),
     ({"alpha": math.nan}, "alpha", "must be 0 (plain QAT) or more"),
     ({"alpha": math.inf}, "alpha", "must be 0 (plain QAT) or more"),
@@ -109,6 +110,18 @@ def test_preset_values(preset: Any, alpha: float, temperature: float, direction:
 def test_settings_override_the_preset() -> None:
     config = LossConfig("F3", temperature=2.0, cap=5.0)
     assert (config.alpha, config.temperature, config.cap) == (0.04, 2.0, 5.0)
+
+
+def test_the_preset_of_outliers_is_f3_on_outliers() -> None:
+    preset = LossConfig("outliers")
+    assert preset == replace(
+        LossConfig("F3", outliers=("textures", "patches", "shapes")), preset="outliers"
+    )
+    assert (preset.kinds, preset.share) == (("textures", "patches", "shapes"), 0.5)
+    assert LossConfig("outliers", outliers=("shapes",)).kinds == ("shapes",)
+    without = LossConfig("outliers", outliers=())
+    assert (without.kinds, without.share) == ((), 0.0)
+    assert LossConfig("F1").kinds == LossConfig("F3").kinds == ()
 
 
 def test_default_preset_is_f3() -> None:
