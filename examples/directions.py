@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What else was tried to make the defence bite: one way to train a quantized network per name.
 
-The rows of the ablation in docs/method.md that no option of `divqat train` makes. Trains a network
-from the full-precision weights of a run, with the run's own settings but another loss::
+The rows of the ablation in docs/method.md that no option of `divqat train` makes. Without arguments
+it prints the names::
 
-    divqat train --data fashion-mnist --epochs 6 --seed 10 --method qat --out RUN
-    python examples/directions.py RUN constant --weight 0.3 --out DIR
-    divqat export DIR
-    divqat attack DIR/model-integer.onnx --data fashion-mnist --judged-on validation --out THEFT
+    the form of the divergence: cosine, margin, symmetric, jensen-shannon, moving, consistent
+    the quantiser as the place: quantiser, quantiser-outliers, scales, rounding
+    what outliers are answered: outliers, uniform, constant, least-likely, rolled, decoy, surrogate
+    how they meet BatchNorm: own-pass, frozen
+    which images: mixup, noise, signs, adversarial, generator, given
+    baselines: confidence, nasty, nasty-qat
 
-`python examples/directions.py --list` lists the names. Outliers are textures, patches and shapes,
-half as many as there are training images, in the same batch, unless a direction says otherwise.
+and with a run of `divqat train --method qat` and a name it trains a network from the run's
+full-precision weights, with the run's settings but another loss: `python examples/directions.py RUN
+constant --weight 0.3 --out DIR`, then `divqat export DIR` and `divqat attack DIR/model-integer.onnx
+--reference RUN/float …`. Outliers are textures, patches and shapes, half as many as there are
+training images, in the same batch, unless a direction says otherwise.
 """
 
 import argparse
@@ -440,34 +445,42 @@ class Confidence(Direction):
         return (b.z.softmax(1) * b.z.log_softmax(1)).sum(1).mean()
 
 
-DIRECTIONS = {
-    "cosine": Cosine,
-    "margin": Margin,
-    "symmetric": Symmetric,
-    "jensen-shannon": JensenShannon,
-    "moving": Moving,
-    "consistent": Consistent,
-    "quantiser": Quantiser,
-    "quantiser-outliers": QuantiserOutliers,
-    "outliers": OutlierF3,
-    "scales": Scales,
-    "rounding": Rounding,
-    "uniform": Uniform,
-    "constant": Constant,
-    "least-likely": LeastLikely,
-    "rolled": Rolled,
-    "decoy": Decoy,
-    "surrogate": Surrogate,
-    "own-pass": OwnPass,
-    "frozen": Frozen,
-    "mixup": Mixup,
-    "noise": Noise,
-    "signs": Signs,
-    "adversarial": Adversarial,
-    "generator": Generator,
-    "given": Given,
-    "confidence": Confidence,
+GROUPS = {
+    "the form of the divergence": {
+        "cosine": Cosine,
+        "margin": Margin,
+        "symmetric": Symmetric,
+        "jensen-shannon": JensenShannon,
+        "moving": Moving,
+        "consistent": Consistent,
+    },
+    "the quantiser as the place": {
+        "quantiser": Quantiser,
+        "quantiser-outliers": QuantiserOutliers,
+        "scales": Scales,
+        "rounding": Rounding,
+    },
+    "what outliers are answered": {
+        "outliers": OutlierF3,
+        "uniform": Uniform,
+        "constant": Constant,
+        "least-likely": LeastLikely,
+        "rolled": Rolled,
+        "decoy": Decoy,
+        "surrogate": Surrogate,
+    },
+    "how they meet BatchNorm": {"own-pass": OwnPass, "frozen": Frozen},
+    "which images": {
+        "mixup": Mixup,
+        "noise": Noise,
+        "signs": Signs,
+        "adversarial": Adversarial,
+        "generator": Generator,
+        "given": Given,
+    },
+    "baselines": {"confidence": Confidence, "nasty": None, "nasty-qat": None},
 }
+DIRECTIONS = {name: kind for group in GROUPS.values() for name, kind in group.items()}
 NASTY = ("nasty", "nasty-qat")
 """Nasty Teacher (ICLR 2021) in full precision, then quantised: calibrated alone, or trained on."""
 FROM_PLAIN = ("scales", "rounding")
@@ -548,16 +561,15 @@ def train(run, name, weight, images, out, epochs):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, nargs="?", help="a folder of `divqat train`")
-    parser.add_argument("name", choices=[*DIRECTIONS, *NASTY], nargs="?")
+    parser.add_argument("name", choices=DIRECTIONS, nargs="?")
     parser.add_argument("--weight", type=float, default=0.04)
     parser.add_argument("--epochs", type=int, help="the run's by default")
     parser.add_argument("--images", type=Path, help="of `given`: .npy of 8-bit pixels")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--list", action="store_true", help="list the directions, and stop")
     settings = parser.parse_args()
-    if settings.list:
-        for name, direction in DIRECTIONS.items():
-            print(f"{name:20}{direction.__doc__}")
+    if settings.run is None:
+        for title, directions in GROUPS.items():
+            print(f"{title}: {', '.join(directions)}")
         return
     if settings.name is None or settings.out is None:
         parser.error("give a run, a name and --out")
