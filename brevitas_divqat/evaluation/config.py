@@ -114,14 +114,14 @@ def settings_of(folder: Path) -> dict[str, Any]:
     """Read the settings of the run in ``folder``.
 
     Executors, attacks, their choices and the images that judge came one after the other: a run from
-    before one of them counts as having had its default.
+    before one of them counts as having had its default; epochs were selected among all.
 
     Raises:
         ConfigError: see `read_yaml`.
     """
     groups = (ExecutorConfig(), AttackConfig(), LossConfig())
     later = {name: value for group in groups for name, value in asdict(group).items()}
-    later["judged_on"] = DataConfig().judged_on
+    later |= {"judged_on": DataConfig().judged_on, "select": "any"}
     return {k: _plain(v) for k, v in later.items()} | dict(read_yaml(folder / CONFIG_FILE))
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -23,6 +24,7 @@ AugmentationChoice = Literal["auto", "none", "shift", "shift-flip"]
 Optimizer = Literal["adam", "sgd"]
 Device = Literal["auto", "cpu", "cuda"]
 FloatPrecision = Literal["32-true", "bf16-mixed"]
+Selection = Literal["late", "any"]
 
 MAX_VALUE = 1e30
 
@@ -64,6 +66,8 @@ class FitConfig:
         augmentation: ``"none"``, ``"shift"`` or ``"shift-flip"``.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         precision: ``"32-true"`` or ``"bf16-mixed"``, as Lightning Fabric names them.
+        select: whose weights validation may select: those of ``"any"`` epoch, or of the ``"late"``
+            ones, the last third, when the learning rate has come down.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -77,6 +81,7 @@ class FitConfig:
     augmentation: Augmentation = "none"
     device: Device = "auto"
     precision: FloatPrecision = "32-true"
+    select: Selection = "any"
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -85,6 +90,7 @@ class FitConfig:
             raise ConfigError(f"batch_size is {self.batch_size}: BatchNorm needs 2 or more")
         check_positive("lr", self.lr)
         check_choice("optimizer", self.optimizer, Optimizer)
+        check_choice("select", self.select, Selection)
         if not 0 <= self.weight_decay <= MAX_VALUE:
             raise ConfigError(
                 f"weight_decay is {self.weight_decay}: it must be 0 or more, at most {MAX_VALUE:g}"
@@ -92,6 +98,11 @@ class FitConfig:
         check_choice("augmentation", self.augmentation, Augmentation)
         check_choice("device", self.device, Device)
         check_choice("precision", self.precision, FloatPrecision)
+
+    @property
+    def unselected(self) -> int:
+        """How many epochs at the beginning are not selected, whatever their accuracy."""
+        return 0 if self.select == "any" else self.epochs - math.ceil(self.epochs / 3)
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,8 @@ class TrainingConfig:
         augmentation: variation of the training images; auto is what suits the data set.
         device: auto, cpu or cuda.
         precision: 32-true or bf16-mixed.
+        select: the best epoch of quantization-aware training by validation accuracy, among any
+            epochs or the late ones, the last third; early ones win by luck.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -130,6 +143,7 @@ class TrainingConfig:
     augmentation: AugmentationChoice = "auto"
     device: Device = "auto"
     precision: FloatPrecision = "32-true"
+    select: Selection = "late"
 
     def __post_init__(self) -> None:
         if self.calibration_images < 1:
@@ -159,4 +173,5 @@ class TrainingConfig:
             augmentation=suited(self.augmentation, augmentation),
             device=self.device,
             precision=self.precision,
+            select=self.select if quantized else "any",
         )

@@ -129,8 +129,9 @@ def fit(
             record = run.train_epoch(epoch, show, name, state_file, _accuracy_so_far(history))
             if validation is not None:
                 record["validation_accuracy"] = run.evaluate(validation)
-                if record["validation_accuracy"] >= max(
-                    (past["validation_accuracy"] for past in history), default=0.0
+                rivals = history[config.unselected :]
+                if epoch > config.unselected and record["validation_accuracy"] >= max(
+                    (past["validation_accuracy"] for past in rivals), default=0.0
                 ):
                     run.keep_best(folder, epoch)
             history.append(record)

@@ -21,6 +21,7 @@ SHARED = [
     ("weight_decay", math.nan, "must be 0 or more"),
     ("device", "tpu", "choose from ['auto', 'cpu', 'cuda']"),
     ("precision", "16", "choose from ['32-true', 'bf16-mixed']"),
+    ("select", "early", "choose from ['late', 'any']"),
 ]
 FIT = [
     ("optimizer", "adamw", "choose from ['adam', 'sgd']"),
@@ -73,6 +74,12 @@ def test_training_config_tells_the_full_precision_settings_apart(
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(("epochs", "unselected"), [(1, 0), (2, 1), (3, 2), (5, 3), (12, 8)])
+def test_late_epochs_are_the_last_third(epochs: int, unselected: int) -> None:
+    assert FitConfig(epochs, select="late").unselected == unselected
+    assert FitConfig(epochs).unselected == 0
+
+
 def test_each_training_gets_its_own_settings() -> None:
     training = TrainingConfig(
         float_epochs=3,
@@ -89,7 +96,7 @@ def test_each_training_gets_its_own_settings() -> None:
     in_float = training.fit_config(quantized=False, augmentation="shift")
     quantized = training.fit_config(quantized=True, augmentation="shift")
     assert in_float == FitConfig(3, 7, 0.2, "adam", 1e-3, "shift", "cpu", "32-true")
-    assert quantized == FitConfig(5, 7, 0.1, "sgd", 1e-4, "shift", "cpu", "32-true")
+    assert quantized == FitConfig(5, 7, 0.1, "sgd", 1e-4, "shift", "cpu", "32-true", "late")
 
 
 @pytest.mark.parametrize(
