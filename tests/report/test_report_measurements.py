@@ -46,6 +46,21 @@ def test_one_run_has_no_spread(write_run: Callable[..., Path]) -> None:
     assert (own.mean, own.sd, own.n, own.percent) == (0.904, None, 1, "90.4")
 
 
+def test_validation_images_that_judged_are_named_and_not_mixed_with_test_images(
+    write_run: Callable[..., Path], edit_json: Callable[..., None]
+) -> None:
+    first, second = write_run(0), write_run(1)
+    assert load_measurements([first, second]).split == "test", (
+        "files from before there was a choice"
+    )
+    for path in (first / "measurements").glob("*.json"):
+        edit_json(path, split="validation")
+    m = load_measurements([first])
+    assert m.setting.endswith("seed 0, judged on validation images")
+    with pytest.raises(ConfigError, match="split is 'test', but 'validation'"):
+        load_measurements([first, second])
+
+
 def test_several_runs_are_averaged_over_their_seeds(write_run: Callable[..., Path]) -> None:
     m = load_measurements(three_runs(write_run))
     row = next(r for r in m.extractions if (r.victim, r.attack) == ("divqat", "ood/soft"))
