@@ -20,6 +20,7 @@ from brevitas_divqat.attacks.knockoff import KnockoffNets, Policy
 from brevitas_divqat.attacks.maze import MAZE
 from brevitas_divqat.attacks.random_images import RandomNoise, SyntheticImages
 from brevitas_divqat.attacks.registry import ATTACKS, AttackName
+from brevitas_divqat.attacks.ripper import BlackBoxRipper
 from brevitas_divqat.attacks.thief import Resources, ThiefConfig
 from brevitas_divqat.attacks.trainings import Training
 from brevitas_divqat.attacks.transcript import Transcript, read_transcript
@@ -38,6 +39,7 @@ __all__ = [
     "Attack",
     "AttackConfig",
     "AttackName",
+    "BlackBoxRipper",
     "CopycatCNN",
     "CurvePoint",
     "Extraction",

@@ -27,7 +27,7 @@ __all__ = [
     "Entry",
 ]
 
-VERSION = 1
+VERSION = 2
 
 BatteryName = Literal["quick", "standard", "full"]
 BatteryPool = Literal["in", "ood", "none"]
@@ -50,6 +50,7 @@ ATTACK_SOURCES: Mapping[AttackName, str] = {
     "dfme": "DFME, CVPR 2021",
     "maze": "MAZE, CVPR 2021",
     "dfms-hl": "DFMS-HL, CVPR 2022",
+    "ripper": "Black-Box Ripper, NeurIPS 2020",
     "noise": "floor",
     "synthetic": "random process, after NeurIPS 2021",
 }
@@ -195,6 +196,7 @@ def _standard() -> Iterator[Entry]:
     yield data_free("dfme", "none", "soft")
     yield data_free("maze", "none", "soft")
     yield data_free("dfms-hl", "none", "hard")
+    yield data_free("ripper", "ood", "soft")
     for attack in MADE_UP:
         yield entry(attack, "none", "soft")
     for labels in CORRECTED:
@@ -231,6 +233,8 @@ def _full() -> Iterator[Entry]:
     yield data_free("dfme", "none", "soft")
     yield data_free("maze", "none", "soft")
     yield data_free("dfms-hl", "none", "hard")
+    for pool in POOLS:
+        yield entry("ripper", pool, "soft", budget=500_000)
     for attack in MADE_UP:
         yield entry(attack, "none", "soft")
         yield entry(attack, "none", "hard")

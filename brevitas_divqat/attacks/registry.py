@@ -20,6 +20,7 @@ from brevitas_divqat.attacks.jacobian import JBDA, JBTR, JBTopK
 from brevitas_divqat.attacks.knockoff import KnockoffNets
 from brevitas_divqat.attacks.maze import MAZE
 from brevitas_divqat.attacks.random_images import RandomNoise, SyntheticImages
+from brevitas_divqat.attacks.ripper import BlackBoxRipper
 
 __all__ = ["ATTACKS", "AttackName"]
 
@@ -36,6 +37,7 @@ AttackName = Literal[
     "dfme",
     "maze",
     "dfms-hl",
+    "ripper",
     "noise",
     "synthetic",
 ]
@@ -53,6 +55,7 @@ ATTACKS: Mapping[AttackName, Callable[[], QueryStrategy]] = {
     "dfme": DFME,
     "maze": MAZE,
     "dfms-hl": DFMSHL,
+    "ripper": BlackBoxRipper,
     "noise": RandomNoise,
     "synthetic": SyntheticImages,
 }

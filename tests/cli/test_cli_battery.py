@@ -219,7 +219,7 @@ def test_bench_attacks_measures_every_attack(
     assert [row["entry"] for row in timed["entries"]] == [e.name for e in ENTRIES["quick"]]
     assert timed["seconds"] > timed["entry_seconds"] > timed["victim_seconds"] > 0
     assert timed["queries"] == 64
-    assert "Battery 1 (quick)" in said
+    assert "Battery 2 (quick)" in said
 
 
 def test_bench_attacks_refuses_a_battery_before_it_measures_anything(

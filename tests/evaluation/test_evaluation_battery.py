@@ -132,7 +132,7 @@ def watching(events: list[tuple[int, str]]) -> Progress:
 def test_each_entry_is_measured_in_a_folder_of_its_own(whole: Path) -> None:
     record = read(whole)
     assert (record["schema"], record["kind"], record["victim"]) == (1, "battery", "divqat")
-    assert record["battery"] == {"version": 1, "name": "quick"}
+    assert record["battery"] == {"version": 2, "name": "quick"}
     assert [row["entry"]["name"] for row in record["entries"]] == NAMES
     for row in record["entries"]:
         place = whole / "battery" / row["entry"]["name"]
