@@ -7,11 +7,16 @@ import ast
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+from brevitas_divqat.evaluation import RunConfig, read_yaml
+
+FOLDER = Path(__file__).parents[1] / "examples"
+EXAMPLES = sorted(FOLDER.glob("*.py"))
+CONFIGURATIONS = sorted(FOLDER.rglob("*.yaml"))
 
 
 def without_digits(text: str) -> list[str]:
@@ -33,3 +38,16 @@ def test_an_example_prints_the_lines_of_its_docstring(example: Path, tmp_path: P
         timeout=600,
     )
     assert without_digits(done.stdout) == without_digits("\n".join(promised))
+
+
+@pytest.mark.parametrize("file", CONFIGURATIONS, ids=lambda path: path.stem)
+def test_a_configuration_holds_settings_of_a_run(file: Path) -> None:
+    given = read_yaml(file)
+    known: set[str] = set()
+    for group in fields(RunConfig):
+        part = getattr(RunConfig(), group.name)
+        if group.name != "seed":
+            own = {f.name: given[f.name] for f in fields(part) if f.name in given}
+            type(part)(**own)  # refuses values that are out of range
+            known |= set(own)
+    assert known == set(given)
