@@ -69,7 +69,7 @@ class Direction(DivQATLoss):
     adds_share = 0.5
 
     def __init__(self, reference, model, weight, steps, images):
-        super().__init__(reference)
+        super().__init__(reference, preset="F3")
         self.parts = (model,)  # in a tuple, so that the model is no part of this module
         self.weight, self.steps, self.given, self.done = weight, steps, images, 0
         self.prepare()
@@ -529,7 +529,7 @@ def train(run, name, weight, images, out, epochs):
     if name in NASTY:
         nasty = copy.deepcopy(reference)
         first = config.training.fit_config(quantized=False, augmentation=dataset.augmentation)
-        result = fitted(nasty, DivQATLoss(reference, alpha=weight), first)
+        result = fitted(nasty, DivQATLoss(reference, preset="F3", alpha=weight), first)
         model = quantized(nasty).eval()
         if name == "nasty-qat":
             result = fitted(model, cross_entropy, own)

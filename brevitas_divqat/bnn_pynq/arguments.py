@@ -84,13 +84,17 @@ class _Parser(ArgumentParser):
 def _own_parser() -> _Parser:
     parser = _Parser(usage=SUPPRESS, add_help=False, allow_abbrev=False)
     group = parser.add_argument_group("DivQAT")
-    f3 = PRESETS["F3"]["alpha"]
+    alpha = PRESETS[LossConfig.preset]["alpha"]
     for name, options in {
         "alpha": {
             "type": float,
-            "help": f"weight of the divergence (default 0: Brevitas' training; preset F3: {f3})",
+            "help": "weight of the divergence (default 0: Brevitas' training; "
+            f"preset {LossConfig.preset}: {alpha})",
         },
-        "preset": {"choices": list(PRESETS), "help": "of the settings that follow (default F3)"},
+        "preset": {
+            "choices": list(PRESETS),
+            "help": f"of the settings that follow (default {LossConfig.preset})",
+        },
         "temperature": {"type": float, "help": "softens both predictions in the divergence"},
         "direction": {"choices": get_args(Direction), "help": "of the divergence"},
         "weighting": {
@@ -100,7 +104,7 @@ def _own_parser() -> _Parser:
         "cap": {
             "type": float,
             "help": "the most that one image's divergence counts, in nats T² (preset F1: "
-            f"{PRESETS['F1']['cap']:g}, F3: no limit); needed with direction p||q",
+            f"{PRESETS['F1']['cap']:g}, others: no limit); needed with direction p||q",
         },
         "warmup_steps": {
             "type": int,
@@ -204,7 +208,7 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, Settings]:
     if own.divqat_alpha is None and (given or own.divqat_reference):
         raise ConfigError(
             "flags of the divergence are given without --divqat_alpha, which is 0 by default: "
-            f"choose one (preset F3 has {PRESETS['F3']['alpha']}), or leave them out"
+            f"choose one ({PRESETS[LossConfig.preset]['alpha']} is the preset's), or leave them out"
         )
     settings = Settings(
         loss=LossConfig(alpha=own.divqat_alpha or 0.0, **given),

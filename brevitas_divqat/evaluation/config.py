@@ -119,7 +119,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: see `read_yaml`.
     """
-    groups = (ExecutorConfig(), AttackConfig(), LossConfig())
+    groups = (ExecutorConfig(), AttackConfig(), LossConfig("F3"))
     later = {name: value for group in groups for name, value in asdict(group).items()}
     later |= {"judged_on": DataConfig().judged_on, "select": "any"}
     return {k: _plain(v) for k, v in later.items()} | dict(read_yaml(folder / CONFIG_FILE))

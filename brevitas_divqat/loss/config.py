@@ -78,7 +78,7 @@ class LossConfig:
             pay.
     """
 
-    preset: Preset = "F3"
+    preset: Preset = "outliers"
     alpha: float | None = None
     temperature: float | None = None
     direction: Direction | None = None

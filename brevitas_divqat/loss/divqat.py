@@ -130,7 +130,7 @@ class DivQATLoss(nn.Module):
         reference: nn.Module,
         *,
         model: nn.Module | None = None,
-        preset: Preset = "F3",
+        preset: Preset = "outliers",
         alpha: float | None = None,
         temperature: float | None = None,
         direction: Direction | None = None,
@@ -159,7 +159,7 @@ class DivQATLoss(nn.Module):
         if self.config.kinds and cache is not None:
             raise ConfigError(
                 "cache is on, and the reference is asked about outliers alone, which are new in "
-                "every step: leave the cache out"
+                "every step: leave the cache out, or choose preset F3"
             )
         if base is not None and label_smoothing:
             raise ConfigError(

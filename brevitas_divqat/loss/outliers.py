@@ -43,7 +43,8 @@ def outliers_for(images: Tensor, kinds: Sequence[OutlierKind], share: float) -> 
     if images.ndim != 4 or min(images.shape[2:]) < 2 or not images.is_floating_point():
         raise ConfigError(
             f"outliers are asked for, but the inputs are {images.dtype} of shape "
-            f"{tuple(images.shape)}: give floating-point images (N, C, H, W) of 2x2 or more"
+            f"{tuple(images.shape)}: give floating-point images (N, C, H, W) of 2x2 or more, "
+            "or choose preset F3, which makes none"
         )
     return outliers_like(images, kinds, max(1, int(len(images) * share)))
 

@@ -112,7 +112,7 @@ class Watch:
         if len(images) != 1:
             raise ConfigError(
                 f"the model {type(module).__name__} takes {len(images)} tensors, and outliers are "
-                "added to one batch of images: leave the outliers out"
+                "added to one batch of images: choose preset F3, which makes none"
             )
         made = self._outliers(images[0])
         self._made = len(made)
@@ -135,7 +135,7 @@ class Watch:
             if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) <= self._made:
                 raise ConfigError(
                     f"the model {type(module).__name__} returns no logits of shape (N, C) alone, "
-                    "from which the outliers' could be told: leave the outliers out"
+                    "from which the outliers' could be told: choose preset F3, which makes none"
                 )
             output, self.last.outlier_logits = logits.tensor_split((-self._made,))
         self.last.output = output

@@ -80,7 +80,10 @@ def test_the_module_runs_as_a_program(
         ("--divqat_outliers", "expected at least one argument"),
         ("--divqat_alpha 0.1 --divqat_outliers clouds", "invalid choice: 'clouds'"),
         ("--divqat_alpha 0.1 --divqat_outliers shapes shapes", "name each kind once"),
-        ("--divqat_alpha 0.1 --divqat_outlier_share 0.5", "0.5 without outliers"),
+        (
+            "--divqat_alpha 0.1 --divqat_preset F3 --divqat_outlier_share 0.5",
+            "0.5 without outliers",
+        ),
         (
             "--divqat_alpha 0.1 --divqat_outliers shapes --divqat_outlier_share 0",
             "outlier_share is 0.0",

@@ -350,7 +350,7 @@ def test_every_parameter_is_trained(name: str) -> None:
     float_model = small(name)
     model = quantize(float_model, SHAPE, bits=4)
     calibrate(model, pixels().numpy())
-    criterion = DivQATLoss(float_model, alpha=0.1)
+    criterion = DivQATLoss(float_model, preset="F3", alpha=0.1)
     model.train()
     x = to_input(pixels())
     criterion(model(x), torch.arange(len(x)) % CLASSES, x).backward()

@@ -103,7 +103,7 @@ def test_a_cache_does_not_round_to_the_precision_of_its_first_answers(batch: Any
 
 
 def test_moving_the_criterion_empties_the_cache(batch: Any) -> None:
-    criterion = DivQATLoss(Counting(), alpha=0.3, cache=6)
+    criterion = DivQATLoss(Counting(), preset="F3", alpha=0.3, cache=6)
     criterion(batch.logits, batch.targets, batch.inputs)
     criterion.double()
     loss = criterion(batch.logits.double(), batch.targets, batch.inputs.double())
@@ -113,8 +113,8 @@ def test_moving_the_criterion_empties_the_cache(batch: Any) -> None:
 
 def test_the_criterion_runs_its_reference_once_per_image(batch: Any) -> None:
     reference = Counting()
-    criterion = DivQATLoss(reference, alpha=0.3, cache=6)
-    plain = DivQATLoss(reference, alpha=0.3)
+    criterion = DivQATLoss(reference, preset="F3", alpha=0.3, cache=6)
+    plain = DivQATLoss(reference, preset="F3", alpha=0.3)
     for order in ([0, 1, 2], [3, 4, 5], [5, 0, 3], [2, 4, 1]):
         logits, y, x = batch.logits[order], batch.targets[order], batch.inputs[order]
         # Another batch composition may round the reference's last bits otherwise.
@@ -125,7 +125,7 @@ def test_the_criterion_runs_its_reference_once_per_image(batch: Any) -> None:
 
 def test_given_reference_logits_replace_the_pass(never_called: nn.Module, batch: Any) -> None:
     kept = nn.Linear(4, 5)(batch.inputs).detach()
-    criterion = DivQATLoss(never_called, alpha=0.3)
+    criterion = DivQATLoss(never_called, preset="F3", alpha=0.3)
     loss = criterion(batch.logits, batch.targets, reference_logits=kept)
     reference = nn.Linear(4, 5)
 
@@ -134,14 +134,15 @@ def test_given_reference_logits_replace_the_pass(never_called: nn.Module, batch:
             return kept
 
     assert torch.equal(
-        loss, DivQATLoss(Kept(), alpha=0.3)(batch.logits, batch.targets, batch.inputs)
+        loss, DivQATLoss(Kept(), preset="F3", alpha=0.3)(batch.logits, batch.targets, batch.inputs)
     )
     assert not torch.equal(
-        loss, DivQATLoss(reference, alpha=0.3)(batch.logits, batch.targets, batch.inputs)
+        loss,
+        DivQATLoss(reference, preset="F3", alpha=0.3)(batch.logits, batch.targets, batch.inputs),
     )
 
 
 @pytest.mark.parametrize("capacity", [0, -1, 2.5, True])
 def test_a_capacity_is_a_whole_number(never_called: nn.Module, capacity: Any) -> None:
     with pytest.raises(ConfigError, match=r"cache is .*: give the number of training images"):
-        DivQATLoss(never_called, cache=capacity)
+        DivQATLoss(never_called, preset="F3", cache=capacity)

@@ -30,7 +30,7 @@ BAD = [
     ({"preset": "F1", "alpha": 1.0}, "alpha", "must be below 1"),
     ({"preset": "F1", "alpha": 0.25, "temperature": 4.0}, "alpha", "must be below 0.25"),
     ({"preset": "F1", "alpha": 0.2, "temperature": 4.0, "weighting": "convex"}, "alpha", "0.2"),
-    ({"alpha": 0.5, "weighting": "convex"}, "alpha", "must be below 0.5"),
+    ({"preset": "F3", "alpha": 0.5, "weighting": "convex"}, "alpha", "must be below 0.5"),
     ({"preset": "F1", "alpha": 0.5, "weighting": "convex"}, "alpha", "must be below 0.5"),
     ({"label_smoothing": 1.0}, "label_smoothing", "must be in [0, 1)"),
     ({"label_smoothing": -0.1}, "label_smoothing", "must be in [0, 1)"),
@@ -39,7 +39,7 @@ BAD = [
     ({"outliers": ("noise",)}, "outliers", "choose from"),
     ({"outliers": "textures"}, "outliers", "give a list"),
     ({"outliers": ("patches", "patches")}, "outliers", "name each kind once"),
-    ({"outlier_share": 0.5}, "outlier_share", "name their kinds"),
+    ({"preset": "F3", "outlier_share": 0.5}, "outlier_share", "name their kinds"),
     ({"outliers": ("patches",), "outlier_share": 0.0}, "outlier_share", "must be more than 0"),
     ({"outliers": ("patches",), "outlier_share": math.nan}, "outlier_share", "more than 0"),
     ({"outliers": ("patches",), "outlier_share": 11}, "outlier_share", "at most 10"),
@@ -124,9 +124,9 @@ def test_the_preset_of_outliers_is_f3_on_outliers() -> None:
     assert LossConfig("F1").kinds == LossConfig("F3").kinds == ()
 
 
-def test_default_preset_is_f3() -> None:
-    assert LossConfig() == LossConfig("F3")
-    assert DivQATLoss(nn.Linear(2, 2)).config == LossConfig("F3")
+def test_the_default_preset_is_that_of_outliers() -> None:
+    assert LossConfig() == LossConfig("outliers")
+    assert DivQATLoss(nn.Linear(2, 2)).config == LossConfig("outliers")
 
 
 def test_misspelt_setting_is_refused() -> None:

@@ -48,7 +48,7 @@ if world > 1:
         "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=world
     )
     trained = nn.parallel.DistributedDataParallel(model, static_graph=wrapped_first)
-criterion = DivQATLoss(reference, model=trained if wrapped_first else model, alpha=0.3)
+criterion = DivQATLoss(reference, preset="F3", model=trained if wrapped_first else model, alpha=0.3)
 optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
 for x, y in zip(images, labels):
     part = slice(rank, None, world)

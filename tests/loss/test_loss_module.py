@@ -67,7 +67,7 @@ def test_alpha_0_needs_no_inputs(batch: Any, never_called: nn.Module) -> None:
 def test_evaluation_is_cross_entropy_without_the_reference(
     batch: Any, never_called: nn.Module
 ) -> None:
-    criterion = DivQATLoss(never_called, alpha=0.5, label_smoothing=0.1).eval()
+    criterion = DivQATLoss(never_called, preset="F3", alpha=0.5, label_smoothing=0.1).eval()
     expected = F.cross_entropy(batch.logits, batch.targets, label_smoothing=0.1)
     assert torch.equal(criterion(batch.logits, batch.targets, batch.inputs), expected)
     assert torch.equal(criterion(batch.logits, batch.targets), expected)
@@ -98,7 +98,7 @@ def test_loss_is_that_of_the_function(batch: Any, reference: nn.Module, preset: 
 
 
 def test_report_carries_no_gradient(batch: Any, reference: nn.Module) -> None:
-    criterion = DivQATLoss(reference)
+    criterion = DivQATLoss(reference, preset="F3")
     criterion(batch.logits, batch.targets, batch.inputs)
     tensors = [value for value in criterion.report if isinstance(value, Tensor)]
     assert len(tensors) == 4
@@ -106,7 +106,7 @@ def test_report_carries_no_gradient(batch: Any, reference: nn.Module) -> None:
 
 
 def test_report_measures_confidence(batch: Any, reference: nn.Module) -> None:
-    criterion = DivQATLoss(reference)
+    criterion = DivQATLoss(reference, preset="F3")
     criterion(torch.zeros(6, 5), batch.targets, batch.inputs)
     assert criterion.report.max_probability == pytest.approx(0.2)
     assert criterion.report.entropy == pytest.approx(torch.log(torch.tensor(5.0)).item())
@@ -133,11 +133,11 @@ def test_missing_inputs_are_refused_with_the_corrected_call(
     batch: Any, reference: nn.Module
 ) -> None:
     with pytest.raises(TypeError, match=r"criterion\(logits, targets, inputs\)"):
-        DivQATLoss(reference)(batch.logits, batch.targets)
+        DivQATLoss(reference, preset="F3")(batch.logits, batch.targets)
 
 
 def test_refused_call_does_not_count_as_a_step(batch: Any, reference: nn.Module) -> None:
-    criterion = DivQATLoss(reference, warmup_steps=4)
+    criterion = DivQATLoss(reference, preset="F3", warmup_steps=4)
     with pytest.raises(TypeError):
         criterion(batch.logits, batch.targets)
     assert criterion.step == 0
@@ -155,25 +155,25 @@ def alphas(criterion: DivQATLoss, batch: Any, steps: int) -> list[float]:
 
 
 def test_warm_up_grows_linearly_from_0_to_alpha(batch: Any, reference: nn.Module) -> None:
-    criterion = DivQATLoss(reference, alpha=0.5, warmup_steps=4)
+    criterion = DivQATLoss(reference, preset="F3", alpha=0.5, warmup_steps=4)
     assert alphas(criterion, batch, 6) == [0.0, 0.125, 0.25, 0.375, 0.5, 0.5]
 
 
 def test_without_warm_up_alpha_is_constant(batch: Any, reference: nn.Module) -> None:
-    assert alphas(DivQATLoss(reference, alpha=0.5), batch, 3) == [0.5] * 3
+    assert alphas(DivQATLoss(reference, preset="F3", alpha=0.5), batch, 3) == [0.5] * 3
 
 
 def test_evaluation_does_not_advance_the_warm_up(batch: Any, reference: nn.Module) -> None:
-    criterion = DivQATLoss(reference, alpha=0.5, warmup_steps=4)
+    criterion = DivQATLoss(reference, preset="F3", alpha=0.5, warmup_steps=4)
     alphas(criterion, batch, 2)
     criterion.eval()(batch.logits, batch.targets)
     assert alphas(criterion.train(), batch, 1) == [0.25]
 
 
 def test_warm_up_survives_a_state_dict_round_trip(batch: Any, reference: nn.Module) -> None:
-    first = DivQATLoss(reference, alpha=0.5, warmup_steps=4)
+    first = DivQATLoss(reference, preset="F3", alpha=0.5, warmup_steps=4)
     alphas(first, batch, 3)
-    second = DivQATLoss(reference, alpha=0.5, warmup_steps=4)
+    second = DivQATLoss(reference, preset="F3", alpha=0.5, warmup_steps=4)
     second.load_state_dict(first.state_dict())
     assert alphas(second, batch, 2) == alphas(first, batch, 2) == [0.375, 0.5]
 
@@ -188,7 +188,7 @@ def test_reference_and_its_copy_never_change(
     reference.train(training)
     reference[0].weight.requires_grad_(False)
     before = snapshot(reference)
-    criterion = DivQATLoss(reference, alpha=0.5)
+    criterion = DivQATLoss(reference, preset="F3", alpha=0.5)
     copied = snapshot(criterion.reference)
     model = nn.Linear(4, 5)
     optimizer = torch.optim.SGD([*model.parameters(), *criterion.parameters()], lr=0.1)
@@ -206,7 +206,7 @@ def test_reference_and_its_copy_never_change(
 def test_reference_is_a_copy_that_the_caller_cannot_change(
     batch: Any, reference: nn.Module
 ) -> None:
-    criterion = DivQATLoss(reference, alpha=0.5)
+    criterion = DivQATLoss(reference, preset="F3", alpha=0.5)
     before = criterion(batch.logits, batch.targets, batch.inputs)
     with torch.no_grad():
         for parameter in reference.parameters():
@@ -218,14 +218,14 @@ def test_no_gradient_reaches_the_inputs_through_the_reference(
     batch: Any, reference: nn.Module
 ) -> None:
     inputs = batch.inputs.clone().requires_grad_()
-    DivQATLoss(reference)(batch.logits, batch.targets, inputs).backward()
+    DivQATLoss(reference, preset="F3")(batch.logits, batch.targets, inputs).backward()
     assert inputs.grad is None
 
 
 def test_reference_is_no_part_of_the_module(reference: nn.Module) -> None:
-    criterion = DivQATLoss(reference)
+    criterion = DivQATLoss(reference, preset="F3")
     assert list(criterion.state_dict()) == []
-    assert list(DivQATLoss(reference, warmup_steps=1).state_dict()) == ["step"]
+    assert list(DivQATLoss(reference, preset="F3", warmup_steps=1).state_dict()) == ["step"]
     assert list(criterion.parameters()) == []
     assert list(criterion.children()) == []
 
@@ -233,12 +233,14 @@ def test_reference_is_no_part_of_the_module(reference: nn.Module) -> None:
 def test_reference_stays_out_of_the_state_of_a_module_that_owns_the_criterion(
     reference: nn.Module,
 ) -> None:
-    owner = nn.ModuleDict({"model": nn.Linear(4, 5), "criterion": DivQATLoss(reference)})
+    owner = nn.ModuleDict(
+        {"model": nn.Linear(4, 5), "criterion": DivQATLoss(reference, preset="F3")}
+    )
     assert list(owner.state_dict()) == ["model.weight", "model.bias"]
 
 
 def test_reference_keeps_evaluating_when_an_owner_trains(reference: nn.Module) -> None:
-    criterion = DivQATLoss(reference)
+    criterion = DivQATLoss(reference, preset="F3")
     nn.ModuleList([criterion]).train().requires_grad_(True)
     assert not any(module.training for module in criterion.reference.modules())
     assert not any(p.requires_grad for p in criterion.reference.parameters())
@@ -247,7 +249,7 @@ def test_reference_keeps_evaluating_when_an_owner_trains(reference: nn.Module) -
 def test_to_moves_the_reference_to_a_dtype_and_not_the_caller_s_model(
     batch: Any, reference: nn.Module
 ) -> None:
-    criterion = DivQATLoss(reference, alpha=0.5).to(torch.float64)
+    criterion = DivQATLoss(reference, preset="F3", alpha=0.5).to(torch.float64)
     assert {p.dtype for p in criterion.reference.parameters()} == {torch.float64}
     assert {p.dtype for p in reference.parameters()} == {torch.float32}
     assert criterion.step.dtype == torch.int64
@@ -256,13 +258,13 @@ def test_to_moves_the_reference_to_a_dtype_and_not_the_caller_s_model(
 
 
 def test_to_moves_the_reference_to_a_device(reference: nn.Module) -> None:
-    criterion = DivQATLoss(reference).to("meta")
+    criterion = DivQATLoss(reference, preset="F3").to("meta")
     tensors = [*criterion.reference.parameters(), *criterion.reference.buffers(), criterion.step]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
 def test_copied_criterion_has_a_reference_of_its_own(reference: nn.Module) -> None:
-    criterion = DivQATLoss(reference)
+    criterion = DivQATLoss(reference, preset="F3")
     other = copy.deepcopy(criterion)
     with torch.no_grad():
         other.reference[0].weight.zero_()
@@ -279,14 +281,14 @@ def test_quant_tensors_are_unwrapped() -> None:
     logits = layer(x)
     assert not isinstance(logits, torch.Tensor)
     reference = nn.Linear(4, 3)
-    wrapped = DivQATLoss(reference, alpha=0.1)(logits, y, x)
-    plain = DivQATLoss(reference, alpha=0.1)(logits.value, y, x)
+    wrapped = DivQATLoss(reference, preset="F3", alpha=0.1)(logits, y, x)
+    plain = DivQATLoss(reference, preset="F3", alpha=0.1)(logits.value, y, x)
     assert torch.equal(wrapped, plain)
 
 
 @pytest.mark.parametrize("classes", [1, 7])
 def test_a_reference_of_other_classes_is_refused(classes: int) -> None:
-    criterion = DivQATLoss(nn.Linear(4, classes), alpha=0.1)
+    criterion = DivQATLoss(nn.Linear(4, classes), preset="F3", alpha=0.1)
     x, y = torch.rand(8, 4), torch.randint(3, (8,))
     with pytest.raises(ValueError, match="both need the same classes"):
         criterion(nn.Linear(4, 3)(x), y, x)

@@ -248,7 +248,7 @@ def test_only_training_with_an_alpha_has_outliers(images: Tensor, targets: Tenso
     reference, model = Classifier(False), Classifier(True)
     without = DivQATLoss(reference, alpha=0.0, outliers=KINDS)
     assert without.with_outliers(images) is images
-    assert DivQATLoss(reference).with_outliers(images) is images
+    assert DivQATLoss(reference, preset="F3").with_outliers(images) is images
     criterion = DivQATLoss(reference, outliers=KINDS)
     with torch.no_grad():
         assert criterion.with_outliers(images) is images
