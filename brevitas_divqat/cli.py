@@ -249,7 +249,7 @@ def _use_config(
     A run's file holds what its preset stands for: another preset on the command line replaces it.
     """
     from brevitas_divqat.evaluation import read_yaml
-    from brevitas_divqat.loss import PRESETS, LossConfig
+    from brevitas_divqat.loss import OF_PRESET, LossConfig
 
     names = {f.name: group for group, cls in known.items() for f in fields(cls)} | {"seed": ""}
     chosen: dict[str, Any] = {}
@@ -263,7 +263,7 @@ def _use_config(
             raise ConfigError(f"{file}: unknown setting {name!r}: {hint}")
         if key in chosen:
             raise ConfigError(f"{file}: {key} is given twice, with hyphens and with underscores")
-        if names[key] in ("", *command.groups) and not (other_preset and key in PRESETS["F3"]):
+        if names[key] in ("", *command.groups) and not (other_preset and key in OF_PRESET):
             chosen[key] = value
     for name, value in chosen.items():
         try:

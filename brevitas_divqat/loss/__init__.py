@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from brevitas_divqat.loss.config import PRESETS, LossConfig, Preset
+from brevitas_divqat.loss.config import OF_PRESET, PRESETS, LossConfig, Preset
 from brevitas_divqat.loss.divqat import DivQATLoss, LossReport
 from brevitas_divqat.loss.functional import (
     Direction,
@@ -16,6 +16,7 @@ from brevitas_divqat.loss.functional import (
 from brevitas_divqat.loss.outliers import OutlierKind, outliers_for, outliers_like
 
 __all__ = [
+    "OF_PRESET",
     "PRESETS",
     "Direction",
     "DivQATLoss",

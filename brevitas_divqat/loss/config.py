@@ -13,7 +13,7 @@ from brevitas_divqat.errors import ConfigError, check_choice
 from brevitas_divqat.loss.functional import Direction, Weighting
 from brevitas_divqat.loss.outliers import OutlierKind
 
-__all__ = ["PRESETS", "LossConfig", "Preset"]
+__all__ = ["OF_PRESET", "PRESETS", "LossConfig", "Preset"]
 
 Preset = Literal["F1", "F3", "outliers"]
 
@@ -53,6 +53,9 @@ since a wrong class's logit that falls without end would earn without end. F3, t
 Teacher (Ma et al., "Undistillable", ICLR 2021): ``CE - alpha T² KL(Q||P)``, with its values for
 CIFAR-10; the reference's own logits bound it. ``outliers`` asks F3's divergence of images of no
 class alone; docs/method.md has the evidence, at 2, 3 and 4 bits."""
+
+OF_PRESET = frozenset({*PRESETS["F3"], "outlier_share"})
+"""The settings that follow from the preset where they are not given."""
 
 
 @dataclass(frozen=True)

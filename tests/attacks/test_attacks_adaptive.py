@@ -341,7 +341,7 @@ def rare_classes(count: int) -> Floats:
 @pytest.mark.parametrize(
     "loss",
     [
-        pytest.param(LossConfig(alpha=0.15), id="F3"),
+        pytest.param(LossConfig("F3", alpha=0.15), id="F3"),
         pytest.param(LossConfig(alpha=0.13, weighting="convex"), id="F3-convex"),
     ],
 )

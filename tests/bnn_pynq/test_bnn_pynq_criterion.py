@@ -31,7 +31,7 @@ def test_the_loss_and_its_gradient(
     x, y, signs = batch
     target = signs if base is SqrHingeLoss else y
     model, reference = nn.Linear(4, 3), nn.Linear(4, 3)
-    config = LossConfig(alpha=0.3, weighting=weighting)  # type: ignore[arg-type]
+    config = LossConfig("F3", alpha=0.3, weighting=weighting)  # type: ignore[arg-type]
     criterion = kind(reference, config)
     assert isinstance(criterion, base)
     assert not criterion.state_dict()
@@ -61,7 +61,7 @@ def test_evaluation_runs_no_reference(
     x, y, signs = batch
     target = signs if base is SqrHingeLoss else y
     model = nn.Linear(4, 3).eval()
-    criterion = kind(Untouchable(), LossConfig(alpha=0.3)).eval()
+    criterion = kind(Untouchable(), LossConfig("F3", alpha=0.3)).eval()
     model.register_forward_pre_hook(criterion.observe)
     assert torch.equal(criterion(model(x), target), base()(model(x), target))
 
@@ -169,7 +169,7 @@ def test_an_evaluation_has_no_outliers(
 def test_alpha_grows_over_the_warm_up(batch: tuple[Tensor, ...]) -> None:
     x, y, _ = batch
     model = nn.Linear(4, 3)
-    criterion = DivQATCrossEntropyLoss(nn.Linear(4, 3), LossConfig(alpha=0.4, warmup_steps=4))
+    criterion = DivQATCrossEntropyLoss(nn.Linear(4, 3), LossConfig("F3", alpha=0.4, warmup_steps=4))
     model.register_forward_pre_hook(criterion.observe)
     alphas = []
     for _ in range(6):
@@ -180,6 +180,6 @@ def test_alpha_grows_over_the_warm_up(batch: tuple[Tensor, ...]) -> None:
 
 def test_the_reference_is_frozen() -> None:
     reference = nn.Linear(4, 3)
-    DivQATCrossEntropyLoss(reference, LossConfig(alpha=0.3))
+    DivQATCrossEntropyLoss(reference, LossConfig("F3", alpha=0.3))
     assert not reference.training
     assert not any(p.requires_grad for p in reference.parameters())

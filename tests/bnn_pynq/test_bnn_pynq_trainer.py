@@ -117,7 +117,7 @@ def test_a_resumed_training_with_outliers_equals_the_uninterrupted_one(
     whole = package(ours(f"{text} --epochs 2"))
     part = ours(f"{text} --epochs 1")
     check_resume(text, part, whole, epochs=2)
-    without = package(ours(f"{shared} --epochs 2"))
+    without = package(ours(f"{shared} --divqat_preset F3 --epochs 2"))
     assert whole["state_dict"].keys() == without["state_dict"].keys()
     key = "features.2.weight"
     assert not torch.equal(whole["state_dict"][key], without["state_dict"][key])
@@ -195,7 +195,7 @@ def test_a_training_killed_between_two_writes_keeps_its_best_weights(
         (
             "--divqat_alpha 0.3 --divqat_warmup_steps 8 --divqat_reference {twin} "
             "--divqat_outliers shapes",
-            "--divqat_outliers None, got shapes",
+            "--divqat_outliers textures patches shapes, got shapes",
         ),
         (
             "--divqat_alpha 0.3 --divqat_warmup_steps 8 --divqat_reference {other}",
@@ -223,7 +223,8 @@ def test_another_objective_is_refused(
 @pytest.mark.parametrize(
     ("then", "message"),
     [
-        ("", "--divqat_outliers shapes patches, got None"),
+        ("--divqat_preset F3", "--divqat_outliers shapes patches, got None"),
+        ("", "--divqat_outliers shapes patches, got textures patches shapes"),
         ("--divqat_outliers shapes", "--divqat_outliers shapes patches, got shapes"),
         (
             "--divqat_outliers shapes patches --divqat_outlier_share 1",
@@ -249,7 +250,7 @@ def test_defaults_that_are_spelt_out_are_the_same_objective(
     twin = ours("--network TFC_2W2A --epochs 1 --divqat_float") / "checkpoints" / "best.tar"
     shared = f"--network TFC_2W2A --divqat_alpha 0.3 --divqat_reference {twin}"
     latest = ours(f"{shared} --epochs 1") / "checkpoints" / "checkpoint.tar"
-    spelt = f"{shared} --epochs 2 --divqat_preset F3 --divqat_temperature 4 --resume {latest}"
+    spelt = f"{shared} --epochs 2 --divqat_preset outliers --divqat_temperature 4 --resume {latest}"
     assert launch([*flags, *spelt.split()]).starting_epoch == 2
 
 

@@ -531,7 +531,7 @@ def test_another_preset_replaces_what_the_file_s_preset_stood_for(tmp_path: Path
     _, other = cli._parse(["run", "--config", str(file), "--preset", "F1"])
     assert (other.preset, other.alpha, other.temperature) == ("F1", None, None)
     file.write_text("alpha: 0.1\n")
-    _, same = cli._parse(["run", "--config", str(file), "--preset", "F3"])
+    _, same = cli._parse(["run", "--config", str(file), "--preset", "outliers"])
     assert same.alpha == 0.1
 
 

@@ -261,7 +261,7 @@ def test_checkpoint_says_how_the_model_was_made(
     assert (info.method["name"], info.method["alpha"], info.method["preset"]) == (
         "divqat",
         0.1,
-        "F3",
+        "outliers",
     )
     assert len(info.history) == 2
     assert info.validation_accuracy == info.history[info.best_epoch - 1]["validation_accuracy"]
