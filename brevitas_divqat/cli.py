@@ -740,11 +740,13 @@ def _report(settings: Namespace) -> None:
 def _tradeoff(settings: Namespace) -> None:
     from rich.console import Console
 
-    from brevitas_divqat.report import load_tradeoff, tradeoff_table, write_plot
+    from brevitas_divqat.report import load_tradeoff, tradeoff_tables, write_plot
 
     _check_new_file("--out", settings.out)
     tradeoff = load_tradeoff(settings.runs)
-    Console(width=None if sys.stdout.isatty() else REPORT_COLUMNS).print(tradeoff_table(tradeoff))
+    console = Console(width=None if sys.stdout.isatty() else REPORT_COLUMNS)
+    for table in tradeoff_tables(tradeoff):
+        console.print(table)
     if settings.out is not None:
         write_plot(tradeoff, settings.out)
         print(f"plot: {settings.out}")

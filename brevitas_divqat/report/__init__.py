@@ -33,7 +33,7 @@ from brevitas_divqat.report.tradeoff import (
     Tradeoff,
     load_tradeoff,
     tradeoff_plot,
-    tradeoff_table,
+    tradeoff_tables,
     write_plot,
 )
 
@@ -59,7 +59,7 @@ __all__ = [
     "plot_curves",
     "tables",
     "tradeoff_plot",
-    "tradeoff_table",
+    "tradeoff_tables",
     "verdict",
     "write_battery_plot",
     "write_plot",

@@ -24,7 +24,7 @@ from brevitas_divqat.report.stats import Stat
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Point", "Tradeoff", "load_tradeoff", "tradeoff_plot", "tradeoff_table", "write_plot"]
+__all__ = ["Point", "Tradeoff", "load_tradeoff", "tradeoff_plot", "tradeoff_tables", "write_plot"]
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito, "Color Universal Design" (2008)."""
@@ -136,13 +136,19 @@ def _point(bits: Bits, alpha: float, row: VictimRow, m: Measurements) -> Point:
     )
 
 
-def tradeoff_table(tradeoff: Tradeoff) -> Table:
-    """Build the table: a row per victim, a column per attack."""
+def tradeoff_tables(tradeoff: Tradeoff) -> list[Table]:
+    """Build a table per bit width: a column per alpha, a row for the victim and for each attack."""
+    return [_table(tradeoff, bits) for bits in dict.fromkeys(p.bits for p in tradeoff.points)]
+
+
+def _table(tradeoff: Tradeoff, bits: Bits) -> Table:
+    points = [point for point in tradeoff.points if point.bits == bits]
     table = Table(
-        title=Text(_title(tradeoff), style="bold"),
+        title=Text(f"{_title(tradeoff)}, W{bits[0]}A{bits[1]}", style="bold"),
         caption=Text(
             f"Accuracy in % on the {tradeoff.split} images, mean ± half of the 95 % interval "
-            "(Student's t) over seeds; alpha 0 is plain QAT.",
+            "(Student's t) over seeds, in brackets how many where not as many as the victim's; "
+            "alpha 0 is plain QAT.",
             style="dim",
         ),
         title_justify="left",
@@ -150,21 +156,26 @@ def tradeoff_table(tradeoff: Tradeoff) -> Table:
         box=box.SIMPLE,
         padding=(0, 1, 0, 0),
     )
-    for column in ("bits W/A", "alpha", "seeds", "victim", "ECE", *tradeoff.attacks):
-        table.add_column(column, justify="right")
-    for point in tradeoff.points:
-        cells = [
-            f"{point.bits[0]}/{point.bits[1]}",
-            f"{point.alpha:g}",
-            str(point.victim.n),
-            point.victim.interval_percent,
-            point.calibration_error.interval_percent,
-        ]
-        for attack in tradeoff.attacks:
-            stat = point.thefts.get(attack)
-            cells.append("-" if stat is None else stat.interval_percent)
-        table.add_row(*(Text(cell) for cell in cells))
+    table.add_column("alpha")
+    for point in points:
+        table.add_column(f"{point.alpha:g}", justify="right", no_wrap=True)
+    table.add_row("seeds", *(str(point.victim.n) for point in points))
+    table.add_row("victim", *(point.victim.interval_percent for point in points))
+    table.add_row("ECE", *(point.calibration_error.interval_percent for point in points))
+    for attack in tradeoff.attacks:
+        if any(attack in point.thefts for point in points):
+            table.add_row(
+                Text(attack.replace("\n", " ")), *(_cell(point, attack) for point in points)
+            )
     return table
+
+
+def _cell(point: Point, attack: str) -> str:
+    stat = point.thefts.get(attack)
+    if stat is None:
+        return "-"
+    few = f" ({stat.n})" if stat.n != point.victim.n else ""
+    return f"{stat.interval_percent}{few}"
 
 
 def tradeoff_plot(tradeoff: Tradeoff) -> Figure:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from brevitas_divqat.cli import main
 from brevitas_divqat.errors import ConfigError
-from brevitas_divqat.report import load_tradeoff, tradeoff_plot, tradeoff_table
+from brevitas_divqat.report import load_tradeoff, tradeoff_plot, tradeoff_tables
 
 Write = Callable[..., Path]
 
@@ -60,14 +60,18 @@ def test_victims_are_joined_by_bits_and_alpha(folders: list[Path]) -> None:
     assert list(tradeoff.points[-1].thefts) == [foreign]
 
 
-def test_the_table_gives_95_percent_intervals(folders: list[Path]) -> None:
+def test_the_tables_give_95_percent_intervals(folders: list[Path]) -> None:
     console = Console(width=200, record=True)
-    console.print(tradeoff_table(load_tradeoff(folders)))
-    text = console.export_text()
+    for table in tradeoff_tables(load_tradeoff(folders)):
+        console.print(table)
+    wide, narrow = console.export_text().split("W2A2")
     # Values 20 and 22: sd 1.414, over sqrt(2), times 12.706 of Student's t with 1 degree of freedom
-    assert "21.0 ± 12.7" in text
-    row = next(line for line in text.splitlines() if "2/2" in line and "0.04" in line)
-    assert row.split().count("-") == 3, "attacks that were not carried out"
+    row = next(line for line in wide.splitlines() if "ood/soft (mnist)" in line)
+    assert row.split()[2:] == ["50.0", "±", "0.0", "30.0", "±", "0.0", "21.0", "±", "12.7"]
+    assert "in/soft" in wide
+    assert "in/soft" not in narrow, "an attack that was not carried out there"
+    row = next(line for line in narrow.splitlines() if "ood/soft (mnist)" in line)
+    assert row.split()[2:] == ["33.9", "22.2"]
 
 
 def test_the_plot_has_a_panel_per_attack_and_a_line_per_bit_width(folders: list[Path]) -> None:
