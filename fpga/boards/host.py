@@ -23,6 +23,11 @@ import numpy.typing as npt
 
 from brevitas_divqat.errors import DataError, HardwareError, ToolError
 
+try:
+    from termios import error as TerminalError
+except ImportError:  # Windows has none
+    TerminalError = OSError  # type: ignore[assignment, misc]
+
 __all__ = ["BoardLink", "Identity", "LinkStatistics", "crc16", "main"]
 
 PROTOCOL_VERSION = 1
@@ -359,7 +364,7 @@ class BoardLink:
         while (reply := self._parse(scores_size)) is None:
             if time.monotonic() >= end:
                 return self._salvage(scores_size)
-            self._received += self._guard(self._serial.read, max(1, self._serial.in_waiting))
+            self._received += self._guard(self._read)
         return reply
 
     def _salvage(self, scores_size: int | None) -> Reply | None:
@@ -398,11 +403,15 @@ class BoardLink:
             self.statistics.damaged += 1
             del data[: len(SYNC)]
 
+    def _read(self) -> bytes:
+        """Read what waits, or the next byte; empty where none comes within the port's timeout."""
+        return bytes(self._serial.read(max(1, self._serial.in_waiting)))
+
     def _guard(self, call: Any, *args: Any) -> Any:
         """Call a method of the port, and say plainly that it failed."""
         try:
             return call(*args)
-        except OSError as error:  # pyserial's errors are OSErrors
+        except (OSError, TerminalError) as error:  # pyserial's own errors are OSErrors
             raise HardwareError(
                 f"the board at {self.port} is gone ({error}): connect it again"
             ) from error

@@ -136,7 +136,10 @@ def refused(capfd: Capture, folder: Path, argv: list[str], *parts: str) -> None:
         pytest.param("--alpha -0.1", ["alpha", "-0.1"], id="alpha-negative"),
         pytest.param("--alpha nan", ["alpha", "nan"], id="alpha-nan"),
         pytest.param("--preset F1 --alpha 1", ["alpha", "below 1"], id="unbounded"),
-        pytest.param("--weighting convex --alpha 0.5", ["alpha", "0.5"], id="convex-half"),
+        pytest.param(
+            "--preset F3 --weighting convex --alpha 0.5", ["alpha", "0.5"], id="convex-half"
+        ),
+        pytest.param("--weighting convex --alpha 1", ["alpha", "below 1"], id="convex-1"),
         pytest.param("--preset F2", ["preset", "F2"], id="unknown-preset"),
         pytest.param("--budget 0", ["budget", "0"], id="budget-0"),
         pytest.param("--epochs 0", ["epochs", "0"], id="epochs-0"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import struct
+import termios
 import threading
 import tty
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from brevitas_divqat.fpga.boards.host import BoardLink, Identity, crc16
 
 from brevitas_divqat.errors import DataError, HardwareError, ToolError
 
-pytest.importorskip("serial", reason="pyserial is not installed")
+serial = pytest.importorskip("serial", reason="pyserial is not installed")
 
 SHAPE = (2, 3, 4)  # C, H, W
 PIXELS = 24
@@ -295,6 +296,53 @@ def test_a_board_that_is_unplugged_is_reported(
         fake.unplug()
         with pytest.raises(HardwareError, match=r"the board at .* is gone \(.*\): connect it"):
             board.infer(images)
+
+
+class GonePort:
+    """A port whose device was taken away: one of its calls fails as pyserial's do on Linux."""
+
+    def __init__(self, failing: str, error: Exception) -> None:
+        self._failing, self._error = failing, error
+
+    def _call(self, name: str) -> None:
+        if name == self._failing:
+            raise self._error
+
+    @property
+    def in_waiting(self) -> int:
+        self._call("in_waiting")
+        return 0
+
+    def read(self, size: int) -> bytes:
+        self._call("read")
+        return b""
+
+    def write(self, data: bytes) -> int:
+        self._call("write")
+        return len(data)
+
+    def reset_input_buffer(self) -> None:
+        self._call("reset_input_buffer")
+
+
+@pytest.mark.parametrize(
+    ("failing", "error"),
+    [
+        ("in_waiting", OSError(5, "Input/output error")),
+        ("read", serial.SerialException("no data")),
+        ("write", OSError(5, "Input/output error")),
+        ("reset_input_buffer", termios.error(5, "Input/output error")),
+    ],
+)
+def test_every_call_of_the_port_may_find_the_board_gone(
+    fake: FakeBoard, monkeypatch: pytest.MonkeyPatch, failing: str, error: Exception
+) -> None:
+    with link(fake) as board:
+        with monkeypatch.context() as gone:
+            gone.setattr(board, "_serial", GonePort(failing, error))
+            with pytest.raises(HardwareError, match=r"the board at .* is gone \(.*\): connect it"):
+                board.identify()
+        board.identify()
 
 
 def test_another_model_is_refused(fake: FakeBoard) -> None:
