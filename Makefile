@@ -10,8 +10,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 demo: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/divqat run --config examples/demo.yaml --out runs/demo --resume
 
+# Two processes of one thread each; a file's tests stay together, for they share what they trained.
 test: $(VENV)/.installed-dev lint docs
-	$(BIN)/python -m pytest -m "not slow and not hardware"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not hardware"
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "slow and not hardware"

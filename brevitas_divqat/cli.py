@@ -47,7 +47,8 @@ def _in_plain_words(message: str) -> str:
     message = re.sub(r"\{[\w,]+, \.\.\.\}", f"{{{','.join(COMMANDS)}}}", message)
     found = re.search(
         r'Parser key "(?P<flag>\w+)": .*?'
-        r"(?:(?:<class '|\[)(?P<type>\w+)(?:'>|\[)|typing\.Literal\[(?P<of>.*?)\]).*"
+        r"(?:\[tuple\[typing\.Literal\[(?P<words>.*?)\]|"
+        r"(?:<class '|\[)(?P<type>\w+)(?:'>|\[)|typing\.Literal\[(?P<of>.*?)\]).*"
         r"(?:Given|Got) value: (?P<value>.*)",
         message,
     )
@@ -61,7 +62,10 @@ def _in_plain_words(message: str) -> str:
         "tuple": "whole numbers in brackets, e.g. [1,2]",
     }
     kind = found["type"]
-    expected = words.get(kind, kind) if kind else f"one of {found['of']}"
+    if found["words"]:
+        expected = f"some of {found['words']} in brackets and with commas"
+    else:
+        expected = words.get(kind, kind) if kind else f"one of {found['of']}"
     return f"--{found['flag'].replace('_', '-')}: expected {expected}, got {found['value']!r}"
 
 
@@ -248,12 +252,12 @@ def _use_config(
 
     A run's file holds what its preset stands for: another preset on the command line replaces it.
     """
-    from brevitas_divqat.evaluation import read_yaml
+    from brevitas_divqat.evaluation import settings_in
     from brevitas_divqat.loss import OF_PRESET, LossConfig
 
     names = {f.name: group for group, cls in known.items() for f in fields(cls)} | {"seed": ""}
     chosen: dict[str, Any] = {}
-    content = read_yaml(file)
+    content = settings_in(file)
     other_preset = preset is not None and preset != content.get("preset", LossConfig.preset)
     for name, value in content.items():
         key = str(name).replace("-", "_")
@@ -743,6 +747,8 @@ def _tradeoff(settings: Namespace) -> None:
     from brevitas_divqat.report import load_tradeoff, tradeoff_tables, write_plot
 
     _check_new_file("--out", settings.out)
+    if settings.out is not None and settings.out.suffix != ".png":
+        raise ConfigError(f"--out {settings.out}: expected a file name that ends in .png")
     tradeoff = load_tradeoff(settings.runs)
     console = Console(width=None if sys.stdout.isatty() else REPORT_COLUMNS)
     for table in tradeoff_tables(tradeoff):

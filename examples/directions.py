@@ -31,7 +31,8 @@ from brevitas.graph.calibrate import quantization_status_manager
 from torch import nn
 
 from brevitas_divqat.data import conform, load
-from brevitas_divqat.evaluation import RunConfig, read_yaml
+from brevitas_divqat.errors import DivQATError
+from brevitas_divqat.evaluation import RunConfig, settings_of
 from brevitas_divqat.loss import DivQATLoss
 from brevitas_divqat.loss.functional import per_sample_divergence
 from brevitas_divqat.loss.outliers import outliers_like
@@ -487,7 +488,7 @@ FROM_PLAIN = ("scales", "rounding")
 
 
 def config_of(run):
-    flat = read_yaml(run / "config.yaml")
+    flat = settings_of(run)
     groups = {}
     for group in fields(RunConfig):
         default = getattr(RunConfig(), group.name)
@@ -583,7 +584,10 @@ def main():
         raw = np.load(settings.images)
         raw = raw if raw.shape[1] in (1, 3) else raw.transpose(0, 3, 1, 2)
         images = conform(raw, info.image_shape)
-    train(settings.run, settings.name, settings.weight, images, settings.out, settings.epochs)
+    try:
+        train(settings.run, settings.name, settings.weight, images, settings.out, settings.epochs)
+    except DivQATError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from brevitas_divqat.evaluation.config import RunConfig, read_yaml
+from brevitas_divqat.evaluation.config import RunConfig, read_yaml, settings_in, settings_of
 from brevitas_divqat.evaluation.run import (
     METHODS,
     POOLS,
@@ -32,6 +32,8 @@ __all__ = [
     "open_folder",
     "read_yaml",
     "run",
+    "settings_in",
+    "settings_of",
     "take_float",
     "train",
 ]

@@ -20,9 +20,10 @@ from brevitas_divqat.models import ModelConfig
 from brevitas_divqat.training import TrainingConfig
 from brevitas_divqat.victims import OutputInterface
 
-__all__ = ["RunConfig", "read_yaml", "settings_of"]
+__all__ = ["RunConfig", "read_yaml", "settings_in", "settings_of"]
 
 CONFIG_FILE = "config.yaml"
+ENVIRONMENT_FILE = "environment.json"
 PLACES = frozenset({"data_root", "download"})
 """Settings that decide where the data come from, and no number."""
 
@@ -123,6 +124,17 @@ def settings_of(folder: Path) -> dict[str, Any]:
     later = {name: value for group in groups for name, value in asdict(group).items()}
     later |= {"judged_on": DataConfig().judged_on, "select": "any"}
     return {k: _plain(v) for k, v in later.items()} | dict(read_yaml(folder / CONFIG_FILE))
+
+
+def settings_in(file: Path) -> Mapping[str, Any]:
+    """Read settings from a file; a run's own stands for all that the run was made with.
+
+    Raises:
+        ConfigError: see `read_yaml`.
+    """
+    if file.name == CONFIG_FILE and (file.parent / ENVIRONMENT_FILE).is_file():
+        return settings_of(file.parent)
+    return read_yaml(file)
 
 
 def read_yaml(path: Path) -> Mapping[str, Any]:

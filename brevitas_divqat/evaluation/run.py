@@ -27,7 +27,7 @@ from torch import nn
 from brevitas_divqat.attacks import AttackConfig, Labels
 from brevitas_divqat.data import Dataset
 from brevitas_divqat.errors import ConfigError, ExportError, GraphError, RunExists
-from brevitas_divqat.evaluation.config import CONFIG_FILE, RunConfig, settings_of
+from brevitas_divqat.evaluation.config import CONFIG_FILE, ENVIRONMENT_FILE, RunConfig, settings_of
 from brevitas_divqat.evaluation.measure import (
     PoolKind,
     interface_record,
@@ -154,7 +154,7 @@ def open_folder(config: RunConfig, folder: Path, *, resume: bool) -> Path:
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
     }
-    _record_environment(folder / "environment.json", environment)
+    _record_environment(folder / ENVIRONMENT_FILE, environment)
     return folder
 
 

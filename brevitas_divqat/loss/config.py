@@ -52,7 +52,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 since a wrong class's logit that falls without end would earn without end. F3, the form of Nasty
 Teacher (Ma et al., "Undistillable", ICLR 2021): ``CE - alpha T² KL(Q||P)``, with its values for
 CIFAR-10; the reference's own logits bound it. ``outliers`` asks F3's divergence of images of no
-class alone; docs/method.md has the evidence, at 2, 3 and 4 bits."""
+class alone; docs/method.md has the evidence, and where it does not work."""
 
 OF_PRESET = frozenset({*PRESETS["F3"], "outlier_share"})
 """The settings that follow from the preset where they are not given."""

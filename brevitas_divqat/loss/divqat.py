@@ -241,11 +241,12 @@ class DivQATLoss(nn.Module):
                 not those of the watched model's last training pass.
         """
         logits = plain(logits)
-        labelled = logits[: len(targets)] if self.config.kinds else logits
         if self.config.weight == 0 or self._evaluating():
-            loss = _scalar(self.base(labelled, targets))
-            self.report = _report(labelled, loss, loss.new_zeros(()), 0.0)
+            loss = _scalar(self.base(logits, targets))
+            self.report = _report(logits, loss, loss.new_zeros(()), 0.0)
             return loss
+        appended = self.config.kinds and self._watch is None
+        labelled = logits[: len(targets)] if appended else logits
         given, asked = self._asked(logits, len(targets), inputs, reference_logits)
         reference_logits = plain(given.reference_logits)
         if not isinstance(reference_logits, Tensor):

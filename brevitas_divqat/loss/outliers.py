@@ -26,6 +26,8 @@ SHAPES = (1.5, 3.5)
 """Range of a for the fields that shapes are cut out of."""
 BLACK = 0.6
 """Share of the shapes that lie before black."""
+ROUNDED = 6
+"""Decimals of a number of outliers before it is rounded down: 100 images times 0.29 is 29."""
 
 
 @torch.no_grad()
@@ -40,17 +42,18 @@ def outliers_for(images: Tensor, kinds: Sequence[OutlierKind], share: float) -> 
     Raises:
         ConfigError: if the batch is not of floating-point images of 2x2 or more.
     """
-    if images.ndim != 4 or min(images.shape[2:]) < 2 or not images.is_floating_point():
+    large_enough = images.ndim == 4 and min(images.shape[2:]) >= 2 and len(images) > 0
+    if not large_enough or not images.is_floating_point():
         raise ConfigError(
             f"outliers are asked for, but the inputs are {images.dtype} of shape "
-            f"{tuple(images.shape)}: give floating-point images (N, C, H, W) of 2x2 or more, "
-            "or choose preset F3, which makes none"
+            f"{tuple(images.shape)}: give one or more floating-point images (N, C, H, W) of "
+            "2x2 or more, or choose preset F3, which makes none"
         )
-    return outliers_like(images, kinds, max(1, int(len(images) * share)))
+    return outliers_like(images, kinds, max(1, int(round(len(images) * share, ROUNDED))))
 
 
 def outliers_like(images: Tensor, kinds: Sequence[OutlierKind], count: int) -> Tensor:
-    """Make images of no class, in equal parts of each kind.
+    """Make images of no class, in equal parts of each kind; fewer than kinds, of random ones.
 
     ``textures`` are random fields with a spectrum of 1/f^a, of random a, contrast, brightness and
     colour; ``patches`` are put together from quarters of four of the given images, each quarter in
@@ -67,7 +70,10 @@ def outliers_like(images: Tensor, kinds: Sequence[OutlierKind], count: int) -> T
     Returns:
         (count, C, H, W) of the same type and device, with pixels in the range of the images'.
     """
-    counts = [len(part) for part in torch.arange(count).tensor_split(len(kinds))]
+    if count < len(kinds):  # or small batches would never meet the last kinds
+        counts = [int(rank < count) for rank in torch.randperm(len(kinds), device=images.device)]
+    else:
+        counts = [len(part) for part in torch.arange(count).tensor_split(len(kinds))]
     made = [MAKERS[kind](images, n) for kind, n in zip(kinds, counts, strict=True) if n]
     return torch.cat([images[:0], *made])
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from brevitas_divqat.errors import ConfigError
 
@@ -26,6 +26,12 @@ loss. Indexing, slicing and concatenation do not."""
 CLASS_DIMENSIONS = (1, -1, 2**64 - 1)
 """Of a softmax over each image's scores; autograd keeps -1 as an unsigned number."""
 SEARCH_DEPTH = 32
+BY_HAND = {
+    False: "call criterion(logits, targets, inputs)",
+    True: "make the criterion without model=, and call criterion(model(inputs), targets, inputs) "
+    "with inputs = criterion.with_outliers(images)",
+}
+"""How the loss learns the inputs where no hook can find them; True with outliers."""
 
 
 @dataclass
@@ -72,6 +78,7 @@ class Watch:
         self._made = 0
         self.last: ForwardPass | None = None
         self._begun: ForwardPass | None = None
+        self._by_hand = BY_HAND[outliers is not None]
         self._model = None if model is None else weakref.ref(model)
         self._handles = (
             ()
@@ -105,13 +112,16 @@ class Watch:
             return None
         if getattr(module, "_is_replica", False):  # DataParallel's mark
             raise ConfigError(_no_replicas(type(module).__name__))
+        self._check_alone(module)
         if self._outliers is None:
             self._begun = ForwardPass(args, kwargs, _versions(args, kwargs))
             return None
-        images = list(tensors_in((args, kwargs)))
-        if len(images) != 1:
+        given = list(tensors_in((args, kwargs)))
+        images = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if len(images) != 1 or len(given) != 1:
             raise ConfigError(
-                f"the model {type(module).__name__} takes {len(images)} tensors, and outliers are "
+                f"the model {type(module).__name__} takes {max(len(images), len(given))} tensors, "
+                f"{len(images)} of them bare or in tuples, lists or dictionaries, and outliers are "
                 "added to one batch of images: choose preset F3, which makes none"
             )
         made = self._outliers(images[0])
@@ -122,6 +132,18 @@ class Watch:
             Tensor, lambda batch: torch.cat([batch, made]), (args, kwargs)
         )
         return extended
+
+    def _check_alone(self, module: nn.Module) -> None:
+        """Refuse a second criterion's hooks: either would take the other's outliers for images."""
+        hooks = module._forward_pre_hooks.values()
+        owners = (getattr(hook, "__self__", None) for hook in hooks)
+        others = [o for o in owners if isinstance(o, Watch) and o is not self and o._model]
+        if any(watch._outliers is not None for watch in (*others, self) if others):
+            raise ConfigError(
+                f"the model {type(module).__name__} is watched by {1 + len(others)} DivQATLoss, "
+                "and outliers can be added for one: delete those that no longer train it, or make "
+                "them without model="
+            )
 
     def after(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -158,22 +180,21 @@ class Watch:
             raise ConfigError(
                 "DivQATLoss has seen no training pass of its model: call the model that it was "
                 "given, in training mode and with gradients (torch.utils.checkpoint with "
-                "use_reentrant=False), or call criterion(logits, targets, inputs)"
+                f"use_reentrant=False), or {self._by_hand}"
             )
         obstacle = _obstacle(logits, list(tensors_in(last.output)))
         if obstacle is not None:
             behind = f" (found behind {obstacle})" if obstacle else ""
             raise ConfigError(
                 f"the logits of shape {tuple(logits.shape)} are not what the model's last forward "
-                f"pass returned, image by image{behind}: call criterion(logits, targets, inputs) "
-                "where passes overlap, or images are left out or reordered"
+                f"pass returned, image by image{behind}: where passes overlap, or images are left "
+                f"out or reordered, {self._by_hand}"
             )
         if last.reference_logits is None and last.versions != _versions(last.args, last.kwargs):
             raise ConfigError(
                 "the model's inputs, or what they are views of, have been changed in place since "
-                "its forward pass began: "
-                "change a copy in the model and in the loop, or call criterion(logits, targets, "
-                "inputs) with a clone of what the model was given"
+                "its forward pass began: change a copy in the model and in the loop, or "
+                f"{self._by_hand}, a clone of what the model was given"
             )
         return last
 

@@ -14,12 +14,20 @@ from brevitas_divqat.evaluation.config import CONFIG_FILE, PLACES, settings_of
 from brevitas_divqat.report.records import Record, read_records, require_equal
 from brevitas_divqat.report.stats import Stat
 
-__all__ = ["TITLES", "ExtractionRow", "Measurements", "VictimRow", "load_measurements"]
+__all__ = [
+    "ATTACK_KIND",
+    "TITLES",
+    "ExtractionRow",
+    "Measurements",
+    "VictimRow",
+    "aggregate",
+    "load_measurements",
+]
 
 # The two victims that are compared, as people call them.
 TITLES = {"qat": "plain QAT", "divqat": "DivQAT"}
 _ORDER = ("qat", "divqat", "in", "ood", "soft", "hard")
-_KIND = {
+ATTACK_KIND = {
     "attack": "knockoff", "policy": "random", "training": "plain", "copies": "1",
     "copy_kind": "shifted",
 }  # fmt: skip
@@ -75,7 +83,7 @@ class ExtractionRow(_Row):
     @property
     def attack(self) -> str:
         """The pool and the labels, and what else tells the attacks of one run apart."""
-        own = {key: value for key, value in self.kind.items() if value != _KIND[key]}
+        own = {key: value for key, value in self.kind.items() if value != ATTACK_KIND[key]}
         first = [own["attack"]] if "attack" in own else []
         if own.get("policy", "none") != "none":
             first = [f"{self.kind['attack']}-{own['policy']}"]
@@ -141,14 +149,23 @@ def load_measurements(runs: Sequence[Path]) -> Measurements:
     if not runs:
         raise ConfigError("no run folder was given; name at least one")
     _require_same_settings([Path(run) for run in runs])
-    records = [record for run in runs for record in read_records(Path(run))]
+    return aggregate([record for run in runs for record in read_records(Path(run))])
+
+
+def aggregate(records: Sequence[Record]) -> Measurements:
+    """Aggregate measurements over the seeds, as `load_measurements` does.
+
+    Raises:
+        ConfigError: Two records differ in more than the seed, a seed occurs twice, or an attack was
+            not on the graph that was measured.
+    """
     require_equal(records, ("data", "model", "bits", "split"))
     victims = [record for record in records if record["kind"] == "victim"]
     thefts = [record for record in records if record["kind"] == "extraction"]
     require_equal(victims, ("images",))
     _require_one_graph_per_seed([*victims, *thefts])
     # An attack is the same for all victims: without that the comparison would mean nothing.
-    groups = _grouped(thefts, "pool", "labels", *_KIND).values()
+    groups = _grouped(thefts, "pool", "labels", *ATTACK_KIND).values()
     attacks = [(group, _budget(group)) for group in groups]
     for group, budget in attacks:
         require_equal(group, _THIEF)
@@ -194,9 +211,9 @@ def _grouped(records: Sequence[Record], *keys: str) -> dict[tuple[str, ...], lis
 def _value(record: Record, key: str) -> str:
     """Look up what sets attacks apart; measurements from before it could vary lack it."""
     if record["copies"] in (None, 1) and key == "copy_kind":
-        return _KIND[key]  # with a single copy it varies nothing
+        return ATTACK_KIND[key]  # with a single copy it varies nothing
     value = record[key]
-    return _KIND.get(key, "") if value is None else str(value)
+    return ATTACK_KIND.get(key, "") if value is None else str(value)
 
 
 def _rank(name: str) -> tuple[int, str]:
@@ -305,7 +322,7 @@ def _extraction_row(attack: Sequence[Record], compared: int) -> ExtractionRow:
         victim=group[0]["victim"],
         pool=group[0]["pool"],
         labels=group[0]["labels"],
-        kind={key: _value(group[0], key) for key in _KIND},
+        kind={key: _value(group[0], key) for key in ATTACK_KIND},
         settings={key: group[0][key] for key in _ATTACK_SETTINGS},
         accuracy=_stat(group, "accuracy"),
         fidelity=_stat(group, "fidelity"),

@@ -241,7 +241,11 @@ def check_fields(
             )
 
 
-def require_equal(records: Sequence[Record], keys: Sequence[str]) -> None:
+def require_equal(
+    records: Sequence[Record],
+    keys: Sequence[str],
+    why: str = "only runs that differ in seed can be averaged",
+) -> None:
     """Refuse records that disagree in one of the keys.
 
     Raises:
@@ -252,6 +256,5 @@ def require_equal(records: Sequence[Record], keys: Sequence[str]) -> None:
             ours, theirs = record[key], records[0][key]
             if ours != theirs:
                 raise ConfigError(
-                    f"{record.path}: {key} is {ours!r}, but {theirs!r} in {records[0].path}; "
-                    "only runs that differ in seed can be averaged"
+                    f"{record.path}: {key} is {ours!r}, but {theirs!r} in {records[0].path}; {why}"
                 )

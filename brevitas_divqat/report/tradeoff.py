@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,13 @@ from rich.text import Text
 from brevitas_divqat.errors import ConfigError
 from brevitas_divqat.files import write_bytes
 from brevitas_divqat.report.figure import plain
-from brevitas_divqat.report.measurements import Measurements, VictimRow, load_measurements
-from brevitas_divqat.report.records import Record, read_records
+from brevitas_divqat.report.measurements import (
+    ATTACK_KIND,
+    ExtractionRow,
+    Measurements,
+    aggregate,
+)
+from brevitas_divqat.report.records import NUMBER, Record, read_records, require_equal
 from brevitas_divqat.report.stats import Stat
 
 if TYPE_CHECKING:
@@ -31,6 +36,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "osv^D<"
 _PANELS = 3
 """Attacks side by side."""
+_COMPARED = "a trade-off compares victims that differ in alpha, bits and seed alone"
 Bits = tuple[int, int]
 
 
@@ -72,67 +78,121 @@ def load_tradeoff(folders: Sequence[Path]) -> Tradeoff:
     """Read folders of measurements, of victims that differ in alpha, bits and seed.
 
     Args:
-        folders: each with victims of one bit width and one alpha, and with plain QAT or without;
-            folders of the same two are averaged over their seeds.
+        folders: each with victims, of plain QAT or not, and attacks on them. A victim of one bit
+            width, alpha and seed, and an attack on it, may lie in several, if they are the same.
+
+    Returns:
+        A point for each bit width and alpha, over its seeds.
 
     Raises:
-        ConfigError: if there is no victim, or two victims differ in more than that.
+        ConfigError: if a folder holds no victim, two victims differ in more than alpha, bits and
+            seed, or two attacks of one kind in a setting.
     """
-    groups: dict[tuple[Bits, float | None], list[Path]] = defaultdict(list)
-    methods: dict[str, Any] = {}
+    points: dict[tuple[Bits, float], dict[object, Record]] = defaultdict(dict)
+    hardened: list[Record] = []
+    victims: list[Record] = []
     for folder in folders:
-        victims = [record for record in read_records(folder) if record["kind"] == "victim"]
-        if not victims:
+        records = read_records(folder)
+        own = {r["graph_sha256"]: r for r in records if r["kind"] == "victim"}
+        if not own:
             raise ConfigError(f"{folder}: holds no measurement of a victim; measure it first")
-        hardened = [record for record in victims if record["victim"] == "divqat"]
-        for record in hardened:
-            _require_same_but_alpha(record, methods)
-        bits = (victims[0]["bits.weight"], victims[0]["bits.activation"])
-        groups[bits, _alpha(hardened[0]) if hardened else None].append(folder)
-    measured = {key: load_measurements(group) for key, group in groups.items()}
-    for m in measured.values():
-        first = next(iter(measured.values()))
-        if (m.data, m.model, m.split) != (first.data, first.model, first.split):
+        victims += own.values()
+        hardened += [record for record in own.values() if record["victim"] != "qat"]
+        for record in records:
+            victim = own.get(record["graph_sha256"])
+            if victim is None:
+                raise ConfigError(
+                    f"{record.path}: an attack on a victim that was not measured in {folder}; "
+                    "measure it first"
+                )
+            _add(points[_bits(victim), _alpha(victim)], record)
+    require_equal(victims, ("data", "model", "split", "images"), _COMPARED)
+    for record in hardened:
+        _require_same_but_alpha(record, hardened[0])
+    ordered = sorted(points, key=lambda key: (-key[0][0], -key[0][1], key[1]))
+    joined = [(key, _by_pool(points[key].values())) for key in ordered]
+    _require_same_attacks([m for _, measured in joined for m in measured])
+    return Tradeoff(
+        victims[0]["data"],
+        victims[0]["model"],
+        victims[0]["split"],
+        tuple(_point(*key, measured) for key, measured in joined),
+    )
+
+
+def _bits(victim: Record) -> Bits:
+    return victim["bits.weight"], victim["bits.activation"]
+
+
+def _alpha(victim: Record) -> float:
+    if victim["victim"] == "qat":
+        return 0.0
+    alpha = victim["method.alpha"]
+    if not NUMBER.holds(alpha) or alpha <= 0:
+        raise ConfigError(
+            f"{victim.path}: alpha is {alpha!r}, expected a number above 0 for a victim that is "
+            "not plain QAT; measure again"
+        )
+    return float(alpha)
+
+
+def _add(point: dict[object, Record], record: Record) -> None:
+    """Add a measurement, once where several folders hold the same one."""
+    what = ("budget", "pool_name", "labels", *ATTACK_KIND) if record["kind"] != "victim" else ()
+    key = (record["kind"], record["seed"], *(record[name] for name in what))
+    require_equal([point.setdefault(key, record), record], ("graph_sha256", "accuracy"), _COMPARED)
+
+
+def _by_pool(records: Collection[Record]) -> list[Measurements]:
+    """Aggregate a point's victim, and the attacks on it for each of the thief's data sets."""
+    victims = [record for record in records if record["kind"] == "victim"]
+    pools: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        if record["kind"] != "victim":
+            pools[record["pool_name"]].append(record)
+    return [aggregate([*victims, *thefts]) for thefts in pools.values()] or [aggregate(victims)]
+
+
+def _require_same_but_alpha(record: Record, first: Record) -> None:
+    own, other = _settings(record), _settings(first)
+    for key in own.keys() | other.keys():
+        if own.get(key) != other.get(key):
             raise ConfigError(
-                f"the folders are of {first.data}, {first.model}, judged on {first.split} images, "
-                f"and of {m.data}, {m.model}, judged on {m.split} images: give those of one network"
-            )
-    points: dict[tuple[Bits, float], Point] = {}
-    for (bits, alpha), m in measured.items():
-        for row in m.victims:
-            at = 0.0 if row.victim == "qat" or alpha is None else alpha
-            points.setdefault((bits, at), _point(bits, at, row, m))
-    ordered = sorted(points.values(), key=lambda p: (-p.bits[0], -p.bits[1], p.alpha))
-    return Tradeoff(first.data, first.model, first.split, tuple(ordered))
-
-
-def _alpha(record: Record) -> float:
-    return float(record["method"]["alpha"])
-
-
-def _require_same_but_alpha(record: Record, seen: dict[str, Any]) -> None:
-    if not isinstance(record["method"].get("alpha"), int | float):
-        raise ConfigError(f"{record.path}: method lacks an alpha; measure again")
-    own = {key: value for key, value in record["method"].items() if key != "alpha"}
-    for key, value in seen.setdefault("method", own).items():
-        if own.get(key) != value:
-            raise ConfigError(
-                f"{record.path}: {key} is {own.get(key)}, but {value} in another folder; a "
-                "trade-off is over alpha alone"
+                f"{record.path}: {key} is {own.get(key)}, but {other.get(key)} in {first.path}; "
+                f"{_COMPARED}"
             )
 
 
-def _point(bits: Bits, alpha: float, row: VictimRow, m: Measurements) -> Point:
+def _settings(record: Record) -> dict[str, Any]:
+    """Return what decides a hardened training beside alpha, whatever preset it came from."""
+    without = {key: value for key, value in record["method"].items() if value not in (None, [])}
+    return {key: value for key, value in without.items() if key not in ("alpha", "preset")}
+
+
+def _require_same_attacks(measured: Sequence[Measurements]) -> None:
+    first: dict[str, ExtractionRow] = {}
+    for row in (row for m in measured for row in m.extractions):
+        seen = first.setdefault(_name(row), row)
+        for key, value in row.settings.items():
+            if value != seen.settings[key]:
+                raise ConfigError(
+                    f"the attack {row.attack} has {key} {value} at one alpha or bit width, and "
+                    f"{seen.settings[key]} at another; {_COMPARED}"
+                )
+
+
+def _name(row: ExtractionRow) -> str:
+    return f"{row.attack}\n({row.settings['pool_name']})"
+
+
+def _point(bits: Bits, alpha: float, measured: Sequence[Measurements]) -> Point:
+    (victim,) = measured[0].victims
     return Point(
         bits=bits,
         alpha=alpha,
-        victim=row.qonnx_accuracy,
-        calibration_error=row.calibration_error,
-        thefts={
-            f"{theft.attack}\n({theft.settings['pool_name']})": theft.accuracy
-            for theft in m.extractions
-            if theft.victim == row.victim
-        },
+        victim=victim.qonnx_accuracy,
+        calibration_error=victim.calibration_error,
+        thefts={_name(theft): theft.accuracy for m in measured for theft in m.extractions},
     )
 
 

@@ -141,6 +141,10 @@ def refused(capfd: Capture, folder: Path, argv: list[str], *parts: str) -> None:
         ),
         pytest.param("--weighting convex --alpha 1", ["alpha", "below 1"], id="convex-1"),
         pytest.param("--preset F2", ["preset", "F2"], id="unknown-preset"),
+        pytest.param(
+            "--outliers textures", ["some of 'textures', 'patches', 'shapes' in"], id="kind"
+        ),
+        pytest.param("--outliers [shape]", ["some of 'textures'", "'shape'"], id="unknown-kind"),
         pytest.param("--budget 0", ["budget", "0"], id="budget-0"),
         pytest.param("--epochs 0", ["epochs", "0"], id="epochs-0"),
         pytest.param("--lr 0", ["lr", "0"], id="lr-0"),
@@ -417,6 +421,21 @@ def test_a_run_repeats_from_its_own_configuration_file(
     settings = settings_of("--config", str(tiny / "config.yaml"))
     before = yaml.safe_load((tiny / "config.yaml").read_text())
     assert cli._run_config(settings, cli.ALL_GROUPS).flat() == before
+
+
+def test_the_file_of_an_earlier_version_s_run_means_what_it_meant_then(
+    settings_of: Callable[..., Any], tiny: Path, cwd: Path
+) -> None:
+    earlier = yaml.safe_load((tiny / "config.yaml").read_text()) | {"preset": "F3"}
+    for name in ("select", "judged_on", "outliers", "outlier_share"):
+        del earlier[name]
+    (cwd / "config.yaml").write_text(yaml.safe_dump(earlier))
+    assert settings_of("--config", "config.yaml").select == "late", "a user's own"
+    shutil.copy(tiny / "environment.json", cwd)
+    settings = settings_of("--config", "config.yaml")
+    assert settings.select == "any"
+    assert settings.judged_on == "test"
+    assert cli._run_config(settings, cli.ALL_GROUPS).loss.kinds == ()
 
 
 # Flags

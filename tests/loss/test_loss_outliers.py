@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from collections import UserDict
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from brevitas_divqat.errors import ConfigError
 from brevitas_divqat.loss import DivQATLoss, OutlierKind, divergence, outliers_like
+from brevitas_divqat.loss.outliers import outliers_for
 from brevitas_divqat.training import FitConfig, fit
 
 KINDS: Sequence[OutlierKind] = get_args(OutlierKind)
@@ -82,6 +84,21 @@ def test_kinds_share_the_number(images: Tensor) -> None:
     textures = outliers_like(images, ["textures"], 4)
     assert len(both) == 7
     assert torch.equal(both[:4], textures)
+
+
+def test_small_batches_meet_every_kind_in_turn() -> None:
+    torch.manual_seed(0)
+    flat = torch.zeros(2, 1, 4, 4)
+    flat[0] = 1  # patches of images of one level have two levels at the most, textures many
+    made = torch.cat([outliers_like(flat, ["textures", "patches"], 1) for _ in range(40)])
+    patches = [len(image.unique()) <= 2 for image in made]
+    assert any(patches)
+    assert not all(patches)
+
+
+@pytest.mark.parametrize(("number", "share", "count"), [(100, 0.29, 29), (1, 0.5, 1), (5, 0.5, 2)])
+def test_the_number_of_outliers_is_rounded_down(number: int, share: float, count: int) -> None:
+    assert len(outliers_for(torch.rand(number, 1, 4, 4), KINDS, share)) == count
 
 
 def test_the_same_seed_makes_the_same_outliers(images: Tensor) -> None:
@@ -216,12 +233,45 @@ def test_models_of_more_than_a_batch_or_other_answers_are_refused(images: Tensor
         model(images, images)
     with pytest.raises(ConfigError, match="returns no logits of shape"):
         model(images, "tuple")
+    with pytest.raises(ConfigError, match="Pair takes 1 tensors, 0 of them bare"):
+        model(UserDict(x=images))
     assert len(model(images, 3)) == IMAGES
     assert len(copy.deepcopy(model)(images)) == IMAGES, "a copy has hooks that do nothing"
     del criterion
     model.seen = 0
     model(images)
     assert model.seen == IMAGES, "without its criterion a model meets no outliers"
+
+
+@pytest.mark.parametrize(("first", "second"), [((), KINDS), (KINDS, ()), (KINDS, KINDS)])
+def test_a_model_with_outliers_has_one_criterion(
+    images: Tensor, targets: Tensor, first: Sequence[OutlierKind], second: Sequence[OutlierKind]
+) -> None:
+    reference, model = Classifier(False), Classifier(True)
+    old = DivQATLoss(reference, model=model, outliers=first)
+    new = DivQATLoss(reference, model=model, outliers=second)
+    with pytest.raises(ConfigError, match="is watched by 2 DivQATLoss, and outliers"):
+        model(images)
+    del old
+    new(model(images), targets)
+
+
+def test_where_hooks_see_too_little_the_inputs_are_handed_over(
+    images: Tensor, targets: Tensor
+) -> None:
+    reference, model = Classifier(False), Classifier(True)
+    watching = DivQATLoss(reference, model=model, outliers=KINDS)
+    advice = "without model=, and call criterion.model.inputs., targets, inputs. with inputs = "
+    with pytest.raises(ConfigError, match=advice):
+        watching(torch.rand(IMAGES, CLASSES, requires_grad=True), targets)
+    first = model(images)
+    model(images)
+    with pytest.raises(ConfigError, match=advice):
+        watching(first, targets)
+    del watching
+    criterion = DivQATLoss(reference, outliers=KINDS)
+    inputs = criterion.with_outliers(images)
+    criterion(model(inputs), targets, inputs)
 
 
 def test_reference_logits_of_the_outliers_may_be_given(images: Tensor, targets: Tensor) -> None:
@@ -252,13 +302,15 @@ def test_only_training_with_an_alpha_has_outliers(images: Tensor, targets: Tenso
     criterion = DivQATLoss(reference, outliers=KINDS)
     with torch.no_grad():
         assert criterion.with_outliers(images) is images
-    batch = criterion.with_outliers(images)
     criterion.eval()
     assert criterion.with_outliers(images) is images
-    logits = model(batch)
-    plain = F.cross_entropy(logits[:IMAGES], targets)
-    assert torch.equal(criterion(logits, targets), plain), "outliers have no label to be tested on"
+    logits = model(images)
+    plain = F.cross_entropy(logits, targets)
+    assert torch.equal(criterion(logits, targets), plain)
     assert torch.equal(without(logits, targets), plain)
+    for few in (criterion, without, DivQATLoss(reference, model=model, outliers=KINDS)):
+        with pytest.raises(ValueError, match="batch_size"):
+            few(model(images), targets[:-2])
 
 
 def test_a_batch_without_outliers_is_refused(images: Tensor, targets: Tensor) -> None:
@@ -269,11 +321,17 @@ def test_a_batch_without_outliers_is_refused(images: Tensor, targets: Tensor) ->
 
 
 @pytest.mark.parametrize(
-    "inputs", [torch.rand(4, 9), torch.rand(4, 3, 1, 5), torch.zeros(4, 1, 4, 4, dtype=torch.uint8)]
+    "inputs",
+    [
+        torch.rand(4, 9),
+        torch.rand(4, 3, 1, 5),
+        torch.rand(0, 1, 4, 4),
+        torch.zeros(4, 1, 4, 4, dtype=torch.uint8),
+    ],
 )
 def test_outliers_are_made_of_images_alone(inputs: Tensor) -> None:
     criterion = DivQATLoss(Classifier(False), outliers=KINDS)
-    with pytest.raises(ConfigError, match="give floating-point images"):
+    with pytest.raises(ConfigError, match="give one or more floating-point images"):
         criterion.with_outliers(inputs)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,7 +90,11 @@ def test_the_plot_has_a_panel_per_attack_and_a_line_per_bit_width(folders: list[
     ("changes", "said"),
     [
         ({"method__temperature": 2.0}, "temperature is 2.0, but 4.0"),
-        ({"method__alpha": None}, "lacks an alpha"),
+        ({"method__outliers": ["shapes"]}, r"outliers is \['shapes'\], but None"),
+        ({"method__alpha": None}, "alpha is None, expected a number above 0"),
+        ({"method__alpha": 0}, "alpha is 0, expected a number above 0"),
+        ({"method__alpha": True}, "alpha is True, expected a number above 0"),
+        ({"split": "validation"}, "split is 'validation', but 'test'"),
     ],
 )
 def test_victims_that_differ_in_more_than_alpha_are_refused(
@@ -100,12 +105,67 @@ def test_victims_that_differ_in_more_than_alpha_are_refused(
         load_tradeoff(folders)
 
 
+def test_a_preset_and_the_same_settings_by_hand_are_one_method(
+    folders: list[Path], edit_json: Callable[..., None]
+) -> None:
+    by_hand = {"method__preset": "F1", "method__outliers": []}
+    for folder in folders:
+        if "0.08" in folder.name:
+            edit_json(folder / "measurements" / "divqat.json", **by_hand)
+    assert len(load_tradeoff(folders).points) == 5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"budget": 5}, {"interface__kind": "label"}, {"surrogate__epochs": 1}, {"pool_images": 9}],
+)
+def test_attacks_of_another_thief_are_not_compared(
+    folders: list[Path], edit_json: Callable[..., None], changes: dict[str, object]
+) -> None:
+    for folder in folders:
+        if "0.08" in folder.name:
+            edit_json(folder / "measurements" / "divqat-ood-soft.json", **changes)
+    with pytest.raises(ConfigError, match="at one alpha or bit width, and .* at another"):
+        load_tradeoff(folders)
+
+
+def test_one_victim_may_lie_in_several_folders(
+    folders: list[Path], edit_json: Callable[..., None], tmp_path: Path
+) -> None:
+    whole = load_tradeoff(folders)
+    copied = Path(shutil.copytree(folders[0], tmp_path / "copy"))
+    for path in (copied / "measurements").glob("*-*.json"):
+        path.unlink()
+    assert load_tradeoff([copied, *folders]).points == whole.points
+    edit_json(copied / "measurements" / "qat.json", accuracy__qonnx=0.5)
+    with pytest.raises(ConfigError, match="accuracy is"):
+        load_tradeoff([copied, *folders])
+
+
+def test_attacks_with_other_pools_are_panels_of_their_own(
+    folders: list[Path], edit_json: Callable[..., None], tmp_path: Path
+) -> None:
+    copied = Path(shutil.copytree(folders[-1], tmp_path / "copy"))
+    for path in (copied / "measurements").glob("*-*.json"):
+        edit_json(path, pool_name="notmnist")
+    tradeoff = load_tradeoff([*folders, copied])
+    assert {"ood/soft\n(mnist)", "ood/soft\n(notmnist)"} <= set(tradeoff.attacks)
+
+
+def test_an_attack_on_another_graph_is_refused(
+    folders: list[Path], edit_json: Callable[..., None]
+) -> None:
+    edit_json(folders[1] / "measurements" / "divqat-ood-soft.json", graph_sha256="0" * 64)
+    with pytest.raises(ConfigError, match="a victim that was not measured in"):
+        load_tradeoff(folders)
+
+
 def test_other_networks_and_folders_without_victims_are_refused(
     folders: list[Path], edit_json: Callable[..., None]
 ) -> None:
     for path in (folders[-1] / "measurements").glob("*.json"):
         edit_json(path, model="cnv")
-    with pytest.raises(ConfigError, match="give those of one network"):
+    with pytest.raises(ConfigError, match="model is 'cnv', but 'lenet5'"):
         load_tradeoff(folders)
     for path in (folders[0] / "measurements").glob("*.json"):
         if json.loads(path.read_text())["kind"] == "victim":
@@ -122,6 +182,8 @@ def test_the_command_prints_the_table_and_keeps_the_plot(
     assert main(argv) == 0
     assert "Trade-off over alpha: fashion-mnist, lenet5" in capsys.readouterr().out
     before = out.read_bytes()
+    assert main([*argv[:-1], "plot"]) == 2
+    assert "plot: expected a file name that ends in .png" in capsys.readouterr().err
     assert main(argv) == 2
     assert "exists: choose another file" in capsys.readouterr().err
     assert out.read_bytes() == before
