@@ -111,9 +111,10 @@ class DivQATLoss(nn.Module):
     Example:
         >>> import torch
         >>> from brevitas.nn import QuantLinear
-        >>> reference, model = torch.nn.Linear(4, 3), QuantLinear(4, 3, bias=True)
+        >>> reference = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), QuantLinear(16, 3, bias=True))
         >>> criterion = DivQATLoss(reference, model=model, alpha=0.1)
-        >>> x, y = torch.rand(8, 4), torch.randint(3, (8,))
+        >>> x, y = torch.rand(8, 1, 4, 4), torch.randint(3, (8,))
         >>> criterion(model(x), y).backward()
         >>> bool(criterion.report.divergence >= 0)
         True
