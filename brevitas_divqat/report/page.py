@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from brevitas_divqat.errors import ConfigError
+from brevitas_divqat.evaluation.config import ENVIRONMENT_FILE
 from brevitas_divqat.files import make_folder, write_bytes, write_text
 from brevitas_divqat.report.curves import plot_curves
 from brevitas_divqat.report.figure import plot
@@ -174,7 +175,7 @@ def _environment_facts(runs: Sequence[Path]) -> list[tuple[str, list[str]]]:
     """Name the versions and machines; what all runs share is named once."""
     versions: dict[str, None] = {}
     machines: dict[str, None] = {}
-    for path in (run / "environment.json" for run in runs):
+    for path in (run / ENVIRONMENT_FILE for run in runs):
         if not path.exists():
             continue
         content = read_json(path)

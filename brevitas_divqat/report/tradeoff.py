@@ -165,8 +165,11 @@ def _require_same_but_alpha(record: Record, first: Record) -> None:
 
 def _settings(record: Record) -> dict[str, Any]:
     """Return what decides a hardened training beside alpha, whatever preset it came from."""
-    without = {key: value for key, value in record["method"].items() if value not in (None, [])}
-    return {key: value for key, value in without.items() if key not in ("alpha", "preset")}
+    return {
+        key: value
+        for key, value in record["method"].items()
+        if key not in ("alpha", "preset") and value not in (None, [])
+    }
 
 
 def _require_same_attacks(measured: Sequence[Measurements]) -> None:

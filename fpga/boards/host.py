@@ -425,7 +425,7 @@ def _open(port: str, baud: int, timeout: float) -> Any:
     try:
         line = serial.serial_for_url(port, baud, timeout=min(timeout, 0.1), write_timeout=timeout)
         line.reset_input_buffer()
-    except (OSError, ValueError) as error:
+    except (OSError, TerminalError, ValueError) as error:
         raise HardwareError(
             f"cannot open the port {port} at {baud} baud ({error}): check its name and your rights"
         ) from error

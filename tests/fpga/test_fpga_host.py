@@ -345,6 +345,15 @@ def test_every_call_of_the_port_may_find_the_board_gone(
         board.identify()
 
 
+def test_a_port_that_is_gone_before_it_is_open_is_reported(
+    fake: FakeBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = GonePort("reset_input_buffer", termios.error(5, "Input/output error"))
+    monkeypatch.setattr(serial, "serial_for_url", lambda *_, **__: gone)
+    with pytest.raises(HardwareError, match="cannot open the port .*Input/output error"):
+        link(fake)
+
+
 def test_another_model_is_refused(fake: FakeBoard) -> None:
     with (
         link(fake, model="ff" * 32) as board,
