@@ -82,7 +82,7 @@ class Direction(DivQATLoss):
     def prepare(self):
         pass
 
-    def with_outliers(self, x):
+    def with_outliers(self, x, model=None):
         if self.images is None:
             return x
         return torch.cat([x, self.made(x)])
@@ -318,7 +318,7 @@ class Surrogate(Outliers):
 class OwnPass(Outliers):
     """F3 on outliers in a training pass of their own."""
 
-    def with_outliers(self, x):
+    def with_outliers(self, x, model=None):
         return x
 
     def term(self, b):

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from brevitas_examples.bnn_pynq.models.losses import SqrHingeLoss  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from brevitas_divqat.loss import LossConfig, divergence, outliers_for
+from brevitas_divqat.loss import LossConfig, Outliers, divergence
 from brevitas_divqat.loss.functional import subtract
+from brevitas_divqat.loss.watch import answer_of
 
 __all__ = ["DivQATCrossEntropyLoss", "DivQATSqrHingeLoss"]
 
@@ -24,7 +26,8 @@ class _Diverging(nn.Module):
 
     With outliers, `observe` appends them to the batch of a network in training, and `withhold`, a
     forward hook, takes their scores off again: the trainer's own loop sees the training images
-    alone. The divergence is then that of the outliers alone.
+    alone. The divergence is then that of the outliers alone. The generator of outliers, where there
+    is one, is in the ``state_dict``.
 
     Args:
         reference: the full-precision twin, on the trained network's device. It is frozen here,
@@ -39,6 +42,7 @@ class _Diverging(nn.Module):
     def __init__(self, reference: nn.Module, config: LossConfig) -> None:
         super().__init__()
         self.config = config
+        self.outliers = Outliers(config.kinds, config.share)
         # In a tuple, so that nn.Module does not register it as a part of this one.
         self._reference = (reference.eval().requires_grad_(False),)
         self._asked: Tensor | None = None  # the images that the divergence is taken on
@@ -59,7 +63,7 @@ class _Diverging(nn.Module):
         if not self.config.kinds:
             self._asked = batch
             return None
-        self._asked = outliers_for(batch, self.config.kinds, self.config.share)
+        self._asked = self.outliers(batch, partial(answer_of, model))
         return (torch.cat([batch, self._asked]),)
 
     def withhold(self, model: nn.Module, inputs: tuple[Any, ...], scores: Tensor) -> Tensor:

@@ -249,6 +249,7 @@ class DivQATTrainer(brevitas_trainer.Trainer):
         checkpoints.restore_statistics(unwrapped(self.model), own["statistics"])
         if self._diverging():
             self.criterion.step = own["step"]
+            self.criterion.load_state_dict(own.get("criterion", {}))
 
     # Training
 
@@ -321,6 +322,7 @@ class DivQATTrainer(brevitas_trainer.Trainer):
                 "validation": self.settings.validation,
                 "objective": dict(self._objective),
                 "step": self.criterion.step if self._diverging() else 0,
+                "criterion": self.criterion.state_dict() if self._diverging() else {},
                 "statistics": checkpoints.statistics(model),
                 "random": checkpoints.random_state(),
             },

@@ -223,7 +223,7 @@ def _criterion(
     if variant.reference == "each step":
 
         def asking(model: nn.Module) -> Tensor:
-            inputs = criterion.with_outliers(images)
+            inputs = criterion.with_outliers(images, model)
             loss: Tensor = criterion(model(inputs), targets, inputs)
             return loss
 

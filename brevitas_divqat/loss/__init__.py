@@ -13,7 +13,7 @@ from brevitas_divqat.loss.functional import (
     divqat_loss,
     per_sample_divergence,
 )
-from brevitas_divqat.loss.outliers import OutlierKind, outliers_for, outliers_like
+from brevitas_divqat.loss.outliers import OutlierKind, Outliers, outliers_like
 
 __all__ = [
     "OF_PRESET",
@@ -24,11 +24,11 @@ __all__ = [
     "LossReport",
     "LossTerms",
     "OutlierKind",
+    "Outliers",
     "Preset",
     "Weighting",
     "divergence",
     "divqat_loss",
-    "outliers_for",
     "outliers_like",
     "per_sample_divergence",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Settings of the DivQAT loss, with the two named presets."""
+"""Settings of the DivQAT loss, with the named presets."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "direction": "q||p",
         "weighting": "additive",
         "cap": None,
-        "outliers": ("textures", "patches", "shapes"),
+        "outliers": ("textures", "patches", "shapes", "generated"),
     },
 }
 """F1, the plainest reading of DivQAT's abstract: ``CE - alpha KL(P||Q)``, with a cap of our own,
@@ -72,8 +72,9 @@ class LossConfig:
         cap: the most that one sample's divergence counts, in nats times T²; 10 in F1, none in F3.
         warmup_steps: steps over which alpha grows linearly from 0.
         label_smoothing: of the cross-entropy, in [0, 1).
-        outliers: what images of no class are made in each step, of textures, patches and shapes;
-            the divergence is then asked for on these, and not on the training images.
+        outliers: what images of no class are made in each step, of textures, patches, shapes and
+            generated (sought by asking the network); the divergence is then asked for on these,
+            and not on the training images.
         outlier_share: how many of them, per training image; 0.5 by default.
 
     Raises:

@@ -27,10 +27,11 @@ from brevitas_divqat.loss.functional import (
     subtract,
     wide,
 )
-from brevitas_divqat.loss.outliers import OutlierKind, outliers_for
+from brevitas_divqat.loss.outliers import OutlierKind, Outliers
 from brevitas_divqat.loss.watch import (
     ForwardPass,
     Watch,
+    answer_of,
     is_quantized,
     plain,
     tensors_in,
@@ -59,7 +60,8 @@ class DivQATLoss(nn.Module):
 
     The reference is copied, put in evaluation mode and frozen: neither it nor the caller's model
     changes, and it is no part of this module's parameters or ``state_dict`` (which holds the count
-    of training steps where there is a warm-up, and what ``base`` has). It follows ``.to(device)``.
+    of training steps where there is a warm-up, the generator of outliers where there is one, and
+    what ``base`` has). It follows ``.to(device)``.
 
     The reference needs what the quantized model was given. A loop that calls
     ``criterion(model(x), y)`` names the model once, ``DivQATLoss(float_model, model=model)``: a
@@ -70,7 +72,9 @@ class DivQATLoss(nn.Module):
     questions are. They share the batch, and so the statistics of BatchNorm, with the training
     images: the hook adds them to what the named model is given, and takes their logits from what it
     returns, so that the loop sees none of them. Without a named model, call
-    ``criterion(model(inputs), y, inputs)`` with ``inputs = criterion.with_outliers(x)``.
+    ``criterion(model(inputs), y, inputs)`` with ``inputs = criterion.with_outliers(x, model)``.
+    Those of kind generated are sought by asking the model in evaluation mode, once per step; its
+    modes and gradients stay as they are.
 
     With ``alpha=0`` the reference is never run and the loss is ``F.cross_entropy``, bit for bit.
     Under evaluation the loss is the cross-entropy alone: where this module or the watched model is
@@ -90,8 +94,8 @@ class DivQATLoss(nn.Module):
             ``"p||q"``, which has no upper bound.
         warmup_steps: training calls of this module over which alpha grows linearly from 0.
         label_smoothing: of the cross-entropy, in [0, 1).
-        outliers: kinds of outliers that `with_outliers` makes, of ``"textures"``, ``"patches"``
-            and ``"shapes"``; by default the preset's.
+        outliers: kinds of outliers that `with_outliers` makes, of ``"textures"``, ``"patches"``,
+            ``"shapes"`` and ``"generated"``; by default the preset's.
         outlier_share: outliers per training image; 0.5 by default.
         base: the loss of (logits, targets) in the cross-entropy's place, for example
             ``nn.CrossEntropyLoss(weight=…)``.
@@ -171,9 +175,10 @@ class DivQATLoss(nn.Module):
         self._reference = (_frozen(reference, model),)
         self._cache = None if cache is None else LogitCache(cache)
         watched = None if model is None else watchable(model)
-        make = partial(outliers_for, kinds=self.config.kinds, share=self.config.share)
+        self.outliers = Outliers(self.config.kinds, self.config.share)
         needless = watched is None or self.config.weight == 0
-        self._watch = None if needless else Watch(watched, make if self.config.kinds else None)
+        make = self.outliers if self.config.kinds else None
+        self._watch = None if needless else Watch(watched, make)
         if self._watch is not None:
             weakref.finalize(self, self._watch.remove)
         self.report: LossReport | None = None
@@ -192,7 +197,7 @@ class DivQATLoss(nn.Module):
             return self.config.weight
         return self.config.weight * min(1.0, int(self.step) / self.config.warmup_steps)
 
-    def with_outliers(self, inputs: Tensor) -> Tensor:
+    def with_outliers(self, inputs: Tensor, model: nn.Module | None = None) -> Tensor:
         """Append outliers to a batch of training images.
 
         Nothing is appended where none are configured, with ``alpha=0``, in evaluation mode, without
@@ -200,17 +205,18 @@ class DivQATLoss(nn.Module):
 
         Args:
             inputs: (N, C, H, W), as the model is given them.
+            model: the model that is trained; needed for outliers of kind generated.
 
         Returns:
             (N + M, C, H, W), M of ``outlier_share`` times N, rounded down, but 1 or more.
 
         Raises:
-            ConfigError: if the inputs are no images.
+            ConfigError: if the inputs are no images, or the model is needed and missing.
         """
         wanted = self.training and torch.is_grad_enabled() and self.config.weight > 0
         if not self.config.kinds or not wanted or self._watch is not None:
             return inputs
-        made = outliers_for(inputs, self.config.kinds, self.config.share)
+        made = self.outliers(inputs, None if model is None else partial(answer_of, model))
         return torch.cat([inputs.detach(), made])
 
     def forward(
@@ -314,7 +320,7 @@ class DivQATLoss(nn.Module):
             if not len(asked):
                 raise ConfigError(
                     f"there are {len(logits)} logits for {count} targets, and so no outliers: call "
-                    "model(criterion.with_outliers(inputs))"
+                    "model(criterion.with_outliers(inputs, model))"
                 )
             given.args = tuple(images[count:] for images in given.args)
         if given.reference_logits is None:
@@ -331,7 +337,7 @@ class DivQATLoss(nn.Module):
                 raise ConfigError(
                     "inputs or reference_logits are given, but the hook on the model chose the "
                     "outliers that are asked about: call criterion(logits, targets), or make the "
-                    "criterion without model= and call with_outliers"
+                    "criterion without model= and call with_outliers(inputs, model)"
                 )
             return self._watch.pass_of(logits)
         if reference_logits is not None:

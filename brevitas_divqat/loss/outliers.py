@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from brevitas_divqat.errors import ConfigError
+from brevitas_divqat.loss.seeker import Ask, Seeker
 
-__all__ = ["MAKERS", "OutlierKind", "outliers_for", "outliers_like"]
+__all__ = ["MAKERS", "OutlierKind", "Outliers", "outliers_like"]
 
-OutlierKind = Literal["textures", "patches", "shapes"]
+OutlierKind = Literal["textures", "patches", "shapes", "generated"]
 
 LEVELS = 255
 """Steps between the darkest and the brightest pixel: deployed graphs take 8-bit images."""
@@ -30,35 +32,72 @@ ROUNDED = 6
 """Decimals of a number of outliers before it is rounded down: 100 images times 0.29 is 29."""
 
 
-@torch.no_grad()
-def outliers_for(images: Tensor, kinds: Sequence[OutlierKind], share: float) -> Tensor:
-    """Make the outliers of a batch of training images, see `outliers_like`.
+class Outliers(nn.Module):
+    """Makes the outliers of each batch of training images, see `outliers_like`.
 
     Args:
-        images: (N, C, H, W), as the network is given them.
-        kinds: one or more.
+        kinds: one or more, or none for a module that is not called.
         share: how many to make per image, rounded down, but 1 or more.
 
-    Raises:
-        ConfigError: if the batch is not of floating-point images of 2x2 or more.
+    Attributes:
+        seeker: of the kind generated, which is made for the first batch; None before, and where
+            the kind is not asked for.
     """
-    large_enough = images.ndim == 4 and min(images.shape[2:]) >= 2 and len(images) > 0
-    if not large_enough or not images.is_floating_point():
-        raise ConfigError(
-            f"outliers are asked for, but the inputs are {images.dtype} of shape "
-            f"{tuple(images.shape)}: give one or more floating-point images (N, C, H, W) of "
-            "2x2 or more, or choose preset F3, which makes none"
-        )
-    return outliers_like(images, kinds, max(1, int(round(len(images) * share, ROUNDED))))
+
+    seeker: Seeker | None
+
+    def __init__(self, kinds: Sequence[OutlierKind], share: float) -> None:
+        super().__init__()
+        self.kinds, self.share = tuple(kinds), share
+        self.register_module("seeker", None)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, ask: Ask | None = None) -> Tensor:
+        """Return the outliers of a batch.
+
+        Args:
+            images: (N, C, H, W), as the network is given them.
+            ask: answers images in evaluation mode; needed for the kind generated.
+
+        Raises:
+            ConfigError: if the batch is not of floating-point images of 2x2 or more, or there is
+                nobody to ask.
+        """
+        large_enough = images.ndim == 4 and min(images.shape[2:]) >= 2 and len(images) > 0
+        if not large_enough or not images.is_floating_point():
+            raise ConfigError(
+                f"outliers are asked for, but the inputs are {images.dtype} of shape "
+                f"{tuple(images.shape)}: give one or more floating-point images (N, C, H, W) of "
+                "2x2 or more, or choose preset F3, which makes none"
+            )
+        count = max(1, int(round(len(images) * self.share, ROUNDED)))
+        if "generated" not in self.kinds or ask is None:
+            return outliers_like(images, self.kinds, count)
+        if self.seeker is None:
+            self.seeker = Seeker(images[0].shape).to(images.device)
+        return outliers_like(images, self.kinds, count, partial(self.seeker, ask=ask))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Have a seeker exactly where the state has one."""
+        if "generated" in self.kinds:
+            self.seeker = Seeker.of_state(state_dict, f"{prefix}seeker.")
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def outliers_like(images: Tensor, kinds: Sequence[OutlierKind], count: int) -> Tensor:
+def outliers_like(
+    images: Tensor,
+    kinds: Sequence[OutlierKind],
+    count: int,
+    seek: Callable[[Tensor, int], Tensor] | None = None,
+) -> Tensor:
     """Make images of no class, in equal parts of each kind; fewer than kinds, of random ones.
 
     ``textures`` are random fields with a spectrum of 1/f^a, of random a, contrast, brightness and
     colour; ``patches`` are put together from quarters of four of the given images, each quarter in
     a random place; ``shapes`` are blobs and strokes of one level before black or another level, cut
-    out of smooth fields.
+    out of smooth fields; ``generated`` ones are what a `Seeker` has found.
 
     Random numbers are torch's own, of the images' device: seed them for the same outliers again.
 
@@ -66,15 +105,30 @@ def outliers_like(images: Tensor, kinds: Sequence[OutlierKind], count: int) -> T
         images: (N, C, H, W) training images, as the network is given them, H and W of 2 or more.
         kinds: one or more.
         count: how many to make, 0 or more.
+        seek: makes those of kind generated, in shares of the range of pixels.
 
     Returns:
         (count, C, H, W) of the same type and device, with pixels in the range of the images'.
+
+    Raises:
+        ConfigError: if there is nobody to seek those of kind generated.
     """
     if count < len(kinds):  # or small batches would never meet the last kinds
         counts = [int(rank < count) for rank in torch.randperm(len(kinds), device=images.device)]
     else:
         counts = [len(part) for part in torch.arange(count).tensor_split(len(kinds))]
-    made = [MAKERS[kind](images, n) for kind, n in zip(kinds, counts, strict=True) if n]
+    made = []
+    for kind, n in zip(kinds, counts, strict=True):
+        if kind == "generated":
+            if seek is None:
+                raise ConfigError(
+                    "outliers of kind generated are sought by asking the trained model, which is "
+                    "not known: call with_outliers(images, model), make the criterion with model=, "
+                    "or leave this kind out"
+                )
+            made.append(_in_range_of(images, seek(images, n)))  # which goes on seeking for n = 0
+        elif n:
+            made.append(MAKERS[kind](images, n))
     return torch.cat([images[:0], *made])
 
 
@@ -147,4 +201,4 @@ MAKERS: Mapping[OutlierKind, Callable[[Tensor, int], Tensor]] = {
     "patches": _patches,
     "shapes": _shapes,
 }
-"""One function of (images, count) per kind."""
+"""One function of (images, count) per kind that needs no search."""

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from brevitas_divqat.errors import ConfigError
 
-__all__ = ["ForwardPass", "Watch", "is_quantized", "plain", "tensors_in", "watchable"]
+__all__ = ["ForwardPass", "Watch", "answer_of", "is_quantized", "plain", "tensors_in", "watchable"]
 
 ROW_BY_ROW = frozenset(
     ("Add", "Alias", "Clamp", "ClampMax", "ClampMin", "Clone", "Div", "Hardtanh", "LogSoftmax")
@@ -29,7 +29,7 @@ SEARCH_DEPTH = 32
 BY_HAND = {
     False: "call criterion(logits, targets, inputs)",
     True: "make the criterion without model=, and call criterion(model(inputs), targets, inputs) "
-    "with inputs = criterion.with_outliers(images)",
+    "with inputs = criterion.with_outliers(images, model)",
 }
 """How the loss learns the inputs where no hook can find them; True with outliers."""
 
@@ -66,13 +66,14 @@ class Watch:
     Args:
         model: the model that is trained, as `watchable` returns it; None for hooks that note
             nothing.
-        outliers: makes (M, C, H, W) outliers for a batch of (N, C, H, W) images, if any.
+        outliers: makes (M, C, H, W) outliers for a batch of (N, C, H, W) images, if any, given who
+            answers images as the model would in evaluation mode.
     """
 
     def __init__(
         self,
         model: nn.Module | None = None,
-        outliers: Callable[[Tensor], Tensor] | None = None,
+        outliers: Callable[[Tensor, Callable[[Tensor], Any]], Tensor] | None = None,
     ) -> None:
         self._outliers = outliers
         self._made = 0
@@ -124,7 +125,12 @@ class Watch:
                 f"{len(images)} of them bare or in tuples, lists or dictionaries, and outliers are "
                 "added to one batch of images: choose preset F3, which makes none"
             )
-        made = self._outliers(images[0])
+
+        def ask(images: Tensor) -> Any:
+            asked, named = tree_map_only(Tensor, lambda _: images, (args, kwargs))
+            return answer_of(module, *asked, **named)
+
+        made = self._outliers(images[0], ask)
         self._made = len(made)
         asked, named = tree_map_only(Tensor, lambda _: made, (args, kwargs))
         self._begun = ForwardPass(asked, named, _versions(asked, named))
@@ -217,6 +223,17 @@ def watchable(model: Any) -> nn.Module:
             "brevitas.nn layers, or quantize it with brevitas_divqat.quantize"
         )
     return model
+
+
+def answer_of(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Call ``model`` in evaluation mode, and put the mode of each of its modules back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        return model(*args, **kwargs)
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _no_replicas(name: str) -> str:

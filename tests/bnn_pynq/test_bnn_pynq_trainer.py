@@ -113,7 +113,7 @@ def test_a_resumed_training_with_outliers_equals_the_uninterrupted_one(
 ) -> None:
     twin = ours("--network TFC_2W2A --epochs 1 --divqat_float") / "checkpoints" / "best.tar"
     shared = f"--network TFC_2W2A --loss {loss} --divqat_alpha 0.3 --divqat_reference {twin}"
-    text = f"{shared} --divqat_outliers textures patches shapes"
+    text = f"{shared} --divqat_outliers textures patches shapes generated"
     whole = package(ours(f"{text} --epochs 2"))
     part = ours(f"{text} --epochs 1")
     check_resume(text, part, whole, epochs=2)
@@ -195,7 +195,7 @@ def test_a_training_killed_between_two_writes_keeps_its_best_weights(
         (
             "--divqat_alpha 0.3 --divqat_warmup_steps 8 --divqat_reference {twin} "
             "--divqat_outliers shapes",
-            "--divqat_outliers textures patches shapes, got shapes",
+            "--divqat_outliers textures patches shapes generated, got shapes",
         ),
         (
             "--divqat_alpha 0.3 --divqat_warmup_steps 8 --divqat_reference {other}",
@@ -224,7 +224,7 @@ def test_another_objective_is_refused(
     ("then", "message"),
     [
         ("--divqat_preset F3", "--divqat_outliers shapes patches, got None"),
-        ("", "--divqat_outliers shapes patches, got textures patches shapes"),
+        ("", "--divqat_outliers shapes patches, got textures patches shapes generated"),
         ("--divqat_outliers shapes", "--divqat_outliers shapes patches, got shapes"),
         (
             "--divqat_outliers shapes patches --divqat_outlier_share 1",

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from torch import nn
 
 from brevitas_divqat.errors import ConfigError
-from brevitas_divqat.loss import DivQATLoss, LossConfig
+from brevitas_divqat.loss import DivQATLoss, LossConfig, OutlierKind
+
+ALL: tuple[OutlierKind, ...] = get_args(OutlierKind)
 
 BAD = [
     # settings, what the message names, what it proposes
@@ -115,9 +117,9 @@ def test_settings_override_the_preset() -> None:
 def test_the_preset_of_outliers_is_f3_on_outliers() -> None:
     preset = LossConfig("outliers")
     assert preset == replace(
-        LossConfig("F3", outliers=("textures", "patches", "shapes")), preset="outliers"
+        LossConfig("F3", outliers=ALL), preset="outliers"
     )
-    assert (preset.kinds, preset.share) == (("textures", "patches", "shapes"), 0.5)
+    assert (preset.kinds, preset.share) == (ALL, 0.5)
     assert LossConfig("outliers", outliers=("shapes",)).kinds == ("shapes",)
     without = LossConfig("outliers", outliers=())
     assert (without.kinds, without.share) == ((), 0.0)

@@ -19,11 +19,12 @@ from brevitas.nn import QuantLinear
 from torch import Tensor, nn
 
 from brevitas_divqat.errors import ConfigError
-from brevitas_divqat.loss import DivQATLoss, OutlierKind, divergence, outliers_like
-from brevitas_divqat.loss.outliers import outliers_for
+from brevitas_divqat.loss import DivQATLoss, OutlierKind, Outliers, divergence, outliers_like
+from brevitas_divqat.loss.outliers import MAKERS
 from brevitas_divqat.training import FitConfig, fit
 
-KINDS: Sequence[OutlierKind] = get_args(OutlierKind)
+ALL: Sequence[OutlierKind] = get_args(OutlierKind)
+KINDS: Sequence[OutlierKind] = tuple(MAKERS)  # those that nobody need be asked for
 IMAGES, CLASSES = 12, 5
 
 
@@ -98,7 +99,7 @@ def test_small_batches_meet_every_kind_in_turn() -> None:
 
 @pytest.mark.parametrize(("number", "share", "count"), [(100, 0.29, 29), (1, 0.5, 1), (5, 0.5, 2)])
 def test_the_number_of_outliers_is_rounded_down(number: int, share: float, count: int) -> None:
-    assert len(outliers_for(torch.rand(number, 1, 4, 4), KINDS, share)) == count
+    assert len(Outliers(KINDS, share)(torch.rand(number, 1, 4, 4))) == count
 
 
 def test_the_same_seed_makes_the_same_outliers(images: Tensor) -> None:
@@ -353,10 +354,10 @@ def test_a_training_with_outliers_goes_on_bit_for_bit(tmp_path: Any) -> None:
     def trained(epochs: int, folder: Any, alpha: float = 0.2) -> dict[str, Tensor]:
         torch.manual_seed(2)
         model = Classifier(True)
-        criterion = DivQATLoss(reference, alpha=alpha, outliers=KINDS)
+        criterion = DivQATLoss(reference, alpha=alpha, outliers=ALL)
         config = FitConfig(epochs, batch_size=8, device="cpu")
         fit(model, criterion, pixels, labels, config=config, seed=0, folder=folder, resume=True)
-        return model.state_dict()
+        return {**model.state_dict(), **criterion.state_dict()}
 
     class Stopped(Exception):
         pass
@@ -379,5 +380,6 @@ def test_a_training_with_outliers_goes_on_bit_for_bit(tmp_path: Any) -> None:
             trained(3, tmp_path / "broken")
     resumed = trained(3, tmp_path / "broken")
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert "outliers.seeker.first" in whole, "the search goes on too"
     plain = trained(3, tmp_path / "plain", alpha=0.0)
-    assert any(not torch.equal(whole[key], plain[key]) for key in whole)
+    assert any(not torch.equal(whole[key], plain[key]) for key in plain)
