@@ -8,7 +8,7 @@ it prints the names::
     the quantiser as the place: quantiser, quantiser-outliers, scales, rounding
     what outliers are answered: outliers, uniform, constant, least-likely, rolled, decoy, surrogate
     how they meet BatchNorm: own-pass, frozen
-    which images: mixup, noise, signs, adversarial, generator, given
+    which images: mixup, noise, signs, adversarial, given
     baselines: confidence, nasty, nasty-qat
 
 and with a run of `divqat train --method qat` and a name it trains a network from the run's
@@ -208,7 +208,7 @@ class QuantiserOutliers(Outliers):
 
 
 class OutlierF3(Outliers):
-    """F3 on the outliers: the reference of the rows below, and what `divqat train` does."""
+    """F3 on the outliers: the reference of the rows below; `divqat train` adds generated ones."""
 
     def term(self, b):
         return -self.far(b.zo, self.original(b.xo)).mean()
@@ -386,48 +386,6 @@ class Adversarial(Signs):
         return made
 
 
-class Generator(OutlierF3):
-    """F3 on images of a generator that seeks confident, varied answers, as a data-free thief's."""
-
-    def prepare(self):
-        self.generator = None
-
-    def build(self, x):
-        _, channels, height, width = x.shape
-        h, w = math.ceil(height / 4), math.ceil(width / 4)
-        self.generator = nn.Sequential(
-            nn.Linear(64, 64 * h * w),
-            nn.Unflatten(1, (64, h, w)),
-            nn.BatchNorm2d(64),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(64, 32, 3, padding=1),
-            nn.BatchNorm2d(32),
-            nn.LeakyReLU(0.2),
-            nn.Upsample(size=(height, width)),
-            nn.Conv2d(32, channels, 3, padding=1),
-            nn.Sigmoid(),
-        )
-        self.explorer = torch.optim.Adam(self.generator.parameters(), lr=1e-3)
-
-    def images(self, x, count):
-        if self.generator is None:
-            self.build(x)
-        with torch.enable_grad():
-            made = self.generator(torch.randn(count, 64))
-            self.model.eval()
-            q = self.model(made).softmax(1)
-            self.model.train()
-            mean = q.mean(0)
-            varied = -(mean * mean.clamp_min(1e-9).log()).sum()
-            sure = -(q * q.clamp_min(1e-9).log()).sum(1).mean()
-            self.explorer.zero_grad()
-            (sure - varied).backward()
-            self.explorer.step()
-        self.model.zero_grad()
-        half = outliers_like(x, KINDS, count - count // 2)
-        return torch.cat([half, made.detach()[: count // 2]])
-
-
 class Given(OutlierF3):
     """F3 on images of --images, a .npy file of 8-bit pixels."""
 
@@ -476,7 +434,6 @@ GROUPS = {
         "noise": Noise,
         "signs": Signs,
         "adversarial": Adversarial,
-        "generator": Generator,
         "given": Given,
     },
     "baselines": {"confidence": Confidence, "nasty": None, "nasty-qat": None},

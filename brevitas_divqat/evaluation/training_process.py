@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ LEAST_CYCLES = 3
 LEARNING_RATE = 1e-5
 """So small that the networks stay what they were: no step becomes cheaper by having converged."""
 NEVER = 2**31
-OUTLIERS: tuple[OutlierKind, ...] = ("textures", "patches", "shapes")
+OUTLIERS: tuple[OutlierKind, ...] = get_args(OutlierKind)
 
 Reference = Literal["none", "each step", "cached"]
 

@@ -116,9 +116,7 @@ def test_settings_override_the_preset() -> None:
 
 def test_the_preset_of_outliers_is_f3_on_outliers() -> None:
     preset = LossConfig("outliers")
-    assert preset == replace(
-        LossConfig("F3", outliers=ALL), preset="outliers"
-    )
+    assert preset == replace(LossConfig("F3", outliers=ALL), preset="outliers")
     assert (preset.kinds, preset.share) == (ALL, 0.5)
     assert LossConfig("outliers", outliers=("shapes",)).kinds == ("shapes",)
     without = LossConfig("outliers", outliers=())
