@@ -94,6 +94,9 @@ def outliers_like(
 ) -> Tensor:
     """Make images of no class, in equal parts of each kind; fewer than kinds, of random ones.
 
+    Half are ``generated`` where that is one of several kinds: with fewer of them the network learns
+    slower than the generator, which then ends beside the training images and costs accuracy.
+
     ``textures`` are random fields with a spectrum of 1/f^a, of random a, contrast, brightness and
     colour; ``patches`` are put together from quarters of four of the given images, each quarter in
     a random place; ``shapes`` are blobs and strokes of one level before black or another level, cut
@@ -113,23 +116,26 @@ def outliers_like(
     Raises:
         ConfigError: if there is nobody to seek those of kind generated.
     """
-    if count < len(kinds):  # or small batches would never meet the last kinds
-        counts = [int(rank < count) for rank in torch.randperm(len(kinds), device=images.device)]
-    else:
-        counts = [len(part) for part in torch.arange(count).tensor_split(len(kinds))]
-    made = []
-    for kind, n in zip(kinds, counts, strict=True):
-        if kind == "generated":
-            if seek is None:
-                raise ConfigError(
-                    "outliers of kind generated are sought by asking the trained model, which is "
-                    "not known: call with_outliers(images, model), make the criterion with model=, "
-                    "or leave this kind out"
-                )
-            made.append(_in_range_of(images, seek(images, n)))  # which goes on seeking for n = 0
-        elif n:
-            made.append(MAKERS[kind](images, n))
-    return torch.cat([images[:0], *made])
+    others = [kind for kind in kinds if kind != "generated"]
+    made = images[:0]
+    if len(others) < len(kinds):
+        if seek is None:
+            raise ConfigError(
+                "outliers of kind generated are sought by asking the trained model, which is not "
+                "known: call with_outliers(images, model), make the criterion with model=, or "
+                "leave this kind out"
+            )
+        sought = (count + int(torch.randint(2, ()))) // 2 if others else count
+        made = _in_range_of(images, seek(images, sought))
+    counts = _parts(count - len(made), len(others))
+    rest = [MAKERS[kind](images, n) for kind, n in zip(others, counts, strict=True) if n]
+    return torch.cat([made, *rest])
+
+
+def _parts(count: int, number: int) -> list[int]:
+    if count < number:  # or small batches would never meet the last kinds
+        return [int(rank < count) for rank in torch.randperm(number)]
+    return [count // number + (rank < count % number) for rank in range(number)]
 
 
 def _patches(images: Tensor, count: int) -> Tensor:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,10 +13,11 @@ from brevitas.nn import QuantConv2d, QuantLinear
 from torch import Tensor, nn
 
 from brevitas_divqat.errors import ConfigError
-from brevitas_divqat.loss import DivQATLoss, Outliers, outliers_like
+from brevitas_divqat.loss import DivQATLoss, OutlierKind, Outliers, outliers_like
 from brevitas_divqat.loss.seeker import CROWD, Seeker
 
 CLASSES = 4
+ALL = get_args(OutlierKind)
 
 
 class Network(nn.Module):
@@ -122,6 +123,20 @@ def test_there_must_be_somebody_to_ask(images: Tensor) -> None:
         outliers_like(images, ["generated"], 4)
     with pytest.raises(ConfigError, match=advice):
         DivQATLoss(Network(False)).with_outliers(images)
+
+
+@pytest.mark.parametrize("number", [1, 2, 7, 30])
+def test_half_are_generated_beside_other_kinds(images: Tensor, number: int) -> None:
+    asked: list[int] = []
+
+    def seek(given: Tensor, count: int) -> Tensor:
+        asked.append(count)
+        return torch.rand(count, 1, 6, 6)
+
+    assert len(outliers_like(images, ["generated"], number, seek)) == number == asked.pop()
+    for _ in range(40):
+        assert len(outliers_like(images, ALL, number, seek)) == number
+    assert set(asked) == {number // 2, (number + 1) // 2}
 
 
 # --- the criterion -----------------------------------------------------------------------------
