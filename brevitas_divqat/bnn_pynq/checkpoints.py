@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 PREFIX = "module."
-# The entry of this program. Older ones lack the objective.
+# The entry of this program. Older ones lack what was added.
 OWN = {
     "network": Mapping,
     "full_precision": bool,
@@ -51,7 +51,9 @@ OWN = {
     "step": int,
     "statistics": Mapping,
     "random": Mapping,
+    "criterion": Mapping,
 }
+ADDED = {"objective", "criterion"}
 # What torch.load raises, depending on where a file is damaged.
 UNREADABLE = (
     OSError,
@@ -161,8 +163,20 @@ def check_resumable(package: Mapping[str, Any], path: Path) -> None:
         raise _damaged(path, "epoch")
     if type(accuracy) not in (int, float) or not math.isfinite(accuracy):
         raise _damaged(path, "best_val_acc")
-    if "divqat" in package and OWN.keys() - package["divqat"].keys() - {"objective"}:
+    if "divqat" in package and OWN.keys() - package["divqat"].keys() - ADDED:
         raise _damaged(path, "divqat")
+
+
+def load_criterion(criterion: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load what a criterion has learnt, which is nothing in checkpoints without an entry of it.
+
+    Raises:
+        CheckpointError: if it is not of such a criterion.
+    """
+    try:
+        criterion.load_state_dict(state)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise _damaged(path, "criterion") from error
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: Path, *, strict: bool) -> int:

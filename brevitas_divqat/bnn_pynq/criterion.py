@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from brevitas_divqat.loss import LossConfig, Outliers, divergence
 from brevitas_divqat.loss.functional import subtract
-from brevitas_divqat.loss.watch import answer_of
+from brevitas_divqat.loss.watch import answers_of
 
 __all__ = ["DivQATCrossEntropyLoss", "DivQATSqrHingeLoss"]
 
@@ -63,7 +62,7 @@ class _Diverging(nn.Module):
         if not self.config.kinds:
             self._asked = batch
             return None
-        self._asked = self.outliers(batch, partial(answer_of, model))
+        self._asked = self.outliers(batch, answers_of(model))
         return (torch.cat([batch, self._asked]),)
 
     def withhold(self, model: nn.Module, inputs: tuple[Any, ...], scores: Tensor) -> Tensor:

@@ -249,7 +249,8 @@ class DivQATTrainer(brevitas_trainer.Trainer):
         checkpoints.restore_statistics(unwrapped(self.model), own["statistics"])
         if self._diverging():
             self.criterion.step = own["step"]
-            self.criterion.load_state_dict(own.get("criterion", {}))
+            learnt = own.get("criterion", {})
+            checkpoints.load_criterion(self.criterion, learnt, Path(self.args.resume))
 
     # Training
 

@@ -31,7 +31,7 @@ from brevitas_divqat.loss.outliers import OutlierKind, Outliers
 from brevitas_divqat.loss.watch import (
     ForwardPass,
     Watch,
-    answer_of,
+    answers_of,
     is_quantized,
     plain,
     tensors_in,
@@ -216,7 +216,11 @@ class DivQATLoss(nn.Module):
         wanted = self.training and torch.is_grad_enabled() and self.config.weight > 0
         if not self.config.kinds or not wanted or self._watch is not None:
             return inputs
-        made = self.outliers(inputs, None if model is None else partial(answer_of, model))
+        if model is not None and not isinstance(model, nn.Module):
+            raise ConfigError(
+                f"model is a {type(model).__name__}: give the nn.Module that is trained"
+            )
+        made = self.outliers(inputs, None if model is None else answers_of(model))
         return torch.cat([inputs.detach(), made])
 
     def forward(

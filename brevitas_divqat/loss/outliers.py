@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from brevitas_divqat.errors import ConfigError
-from brevitas_divqat.loss.seeker import Ask, Seeker
+from brevitas_divqat.loss.seeker import LEAVE_OUT, Seeker
+from brevitas_divqat.loss.watch import Ask
 
 __all__ = ["MAKERS", "OutlierKind", "Outliers", "outliers_like"]
 
@@ -74,8 +75,9 @@ class Outliers(nn.Module):
         if "generated" not in self.kinds or ask is None:
             return outliers_like(images, self.kinds, count)
         if self.seeker is None:
-            self.seeker = Seeker(images[0].shape).to(images.device)
-        return outliers_like(images, self.kinds, count, partial(self.seeker, ask=ask))
+            self.seeker = Seeker.like(images)
+        seeker = self.seeker.to(images.device)  # a loaded state may be elsewhere
+        return outliers_like(images, self.kinds, count, partial(seeker, ask=ask))
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -92,17 +94,18 @@ def outliers_like(
     count: int,
     seek: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Tensor:
-    """Make images of no class, in equal parts of each kind; fewer than kinds, of random ones.
+    """Make images of no class: half of them ``generated``, the others in equal parts of each kind.
 
-    Half are ``generated`` where that is one of several kinds: with fewer of them the network learns
-    slower than the generator, which then ends beside the training images and costs accuracy.
+    Without either all are of the other; fewer than kinds are of random ones. With fewer generated
+    ones the network learns slower than the generator, which then ends beside the training images
+    and costs accuracy.
 
     ``textures`` are random fields with a spectrum of 1/f^a, of random a, contrast, brightness and
     colour; ``patches`` are put together from quarters of four of the given images, each quarter in
     a random place; ``shapes`` are blobs and strokes of one level before black or another level, cut
     out of smooth fields; ``generated`` ones are what a `Seeker` has found.
 
-    Random numbers are torch's own, of the images' device: seed them for the same outliers again.
+    Random numbers are torch's own: seed them for the same outliers again.
 
     Args:
         images: (N, C, H, W) training images, as the network is given them, H and W of 2 or more.
@@ -123,7 +126,7 @@ def outliers_like(
             raise ConfigError(
                 "outliers of kind generated are sought by asking the trained model, which is not "
                 "known: call with_outliers(images, model), make the criterion with model=, or "
-                "leave this kind out"
+                f"{LEAVE_OUT}"
             )
         sought = (count + int(torch.randint(2, ()))) // 2 if others else count
         made = _in_range_of(images, seek(images, sought))

@@ -4,132 +4,199 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 from torch.optim.adam import adam
 
 from brevitas_divqat.errors import ConfigError
-from brevitas_divqat.loss.watch import plain
+from brevitas_divqat.loss.watch import Ask, plain
 
-__all__ = ["Ask", "Seeker"]
-
-Ask = Callable[[Tensor], Any]
-"""From (M, C, H, W) images to what the trained network answers in evaluation mode."""
+__all__ = ["LEAVE_OUT", "Seeker"]
 
 LATENT = 64
 WIDTHS = (64, 32)
+LARGEST = 8
+"""Side of the first layer's maps, at the most; those of smaller images have a quarter of theirs."""
 CROWD = 64
 """The fewest images that one step of the search looks at: variety shows in many answers alone."""
 LEARNING_RATE = 1e-3
+HALVED = 300
+"""Steps after which the learning rate is half; it falls as 1 / (1 + t / HALVED). The network's own
+falls too: a generator that goes on as it began outruns it, most of all one of 2 bits, ends beside
+the training images, and costs accuracy."""
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
+LEAVE_OUT = 'leave this kind out, outliers=("textures", "patches", "shapes")'
 
 
 class Seeker(nn.Module):
-    """A generator of images that the trained network answers surely and variously.
+    """A generator that learns to make images which the network answers surely and variously.
 
-    In each step it learns to maximise the entropy of the mean answer minus the mean entropy of the
-    answers, as the generators of data-free thieves do, and so finds what a thief could still use.
-    Its weights ask for no gradients and are no business of the caller's optimizer; with Adam's
-    moments they are in the ``state_dict``.
+    Its steps, one per batch, are towards a larger entropy of the mean answer minus the mean entropy
+    of the answers, as those of data-free thieves' generators are, so it finds what a thief could
+    still use. It has no parameters: its weights and Adam's moments are buffers, of 32 bits whatever
+    this module is converted to, and no business of the caller's optimizer.
 
     Args:
-        shape: (C, H, W) of the images.
+        channels: of the images.
+        height: of the first layer's maps, see `like`.
+        width: of these.
     """
 
     shape: Tensor
+    weights: Tensor
     first: Tensor
     second: Tensor
     steps: Tensor
 
-    def __init__(self, shape: Sequence[int]) -> None:
+    def __init__(self, channels: int, height: int, width: int) -> None:
         super().__init__()
-        channels, height, width = shape
-        h, w = math.ceil(height / 4), math.ceil(width / 4)
-        many, few = WIDTHS
-        self.net = nn.Sequential(
-            nn.Linear(LATENT, many * h * w),
-            nn.Unflatten(1, (many, h, w)),
-            nn.BatchNorm2d(many, track_running_stats=False),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(many, few, 3, padding=1, bias=False),
-            nn.BatchNorm2d(few, track_running_stats=False),
-            nn.LeakyReLU(0.2),
-            nn.Upsample(size=(height, width)),
-            nn.Conv2d(few, channels, 3, padding=1),
-            nn.Sigmoid(),
-        ).requires_grad_(False)
-        size = sum(weight.numel() for weight in self.net.parameters())
-        self.register_buffer("shape", torch.tensor(tuple(shape)))
-        self.register_buffer("first", torch.zeros(size))
-        self.register_buffer("second", torch.zeros(size))
+        net = _Generator(channels, height, width)
+        weights = nn.utils.parameters_to_vector(net.parameters()).detach()
+        # In a tuple, so that nn.Module does not register it as a part of this one.
+        self._net = (net.to("meta"),)
+        self.register_buffer("shape", torch.tensor((channels, height, width)))
+        self.register_buffer("weights", weights)
+        self.register_buffer("first", torch.zeros_like(weights))
+        self.register_buffer("second", torch.zeros_like(weights))
         self.register_buffer("steps", torch.zeros(()))
 
+    @classmethod
+    def like(cls, images: Tensor) -> Seeker:
+        """Return a new seeker of images like these (N, C, H, W), which may change their size."""
+        sides = (min(math.ceil(side / 4), LARGEST) for side in images.shape[2:])
+        return cls(images.shape[1], *sides).to(images.device)
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Tensor], prefix: str) -> Seeker | None:
+        """Return a seeker that can take what a ``state_dict`` holds of one, if it does."""
+        shape = state.get(f"{prefix}shape")
+        return None if shape is None else cls(*shape.tolist())
+
     def forward(self, images: Tensor, count: int, ask: Ask) -> Tensor:
-        """Take one step of the search, and return what was looked at.
+        """Make images, and take a step of the search.
 
         Args:
-            images: (N, C, H, W) training images, whose range of pixels the found ones take.
-            count: how many to return.
+            images: (N, C, H, W) training images, whose range of pixels the made ones take.
+            count: how many to make.
             ask: the trained network.
 
         Returns:
             (count, C, H, W) in shares of that range, [0, 1].
 
         Raises:
-            ConfigError: if the network answers no logits, or passes no gradient to its inputs.
+            ConfigError: if the images have other channels than before, or the network answers no
+                logits or passes no gradient to its inputs.
         """
+        if images.shape[1] != self.shape[0]:
+            raise ConfigError(
+                f"the images have {images.shape[1]} channels, and outliers of kind generated were "
+                f"sought for images of {int(self.shape[0])}: make a new DivQATLoss for these"
+            )
+        latent = torch.randn(max(count, CROWD), LATENT).to(self.weights)
+        made, gradient = self._asked(images, latent, ask)
+        self._learn(gradient)
+        return made[:count].detach()
+
+    def _made(self, weights: Tensor, latent: Tensor, images: Tensor) -> Tensor:
+        (net,) = self._net
+        sizes = [weight.numel() for weight in net.parameters()]
+        parts = zip(net.named_parameters(), weights.split(sizes), strict=True)
+        named = {name: part.view(weight.shape) for (name, weight), part in parts}
+        made: Tensor = functional_call(net, named, (latent, images.shape[2:]))
+        return made
+
+    def _asked(self, images: Tensor, latent: Tensor, ask: Ask) -> tuple[Tensor, Tensor]:
+        """Return images, and how the weights answer for what the network says of them."""
         low = images.amin(dim=(0, 2, 3), keepdim=True)
         high = images.amax(dim=(0, 2, 3), keepdim=True)
-        weights = {n: w.detach().requires_grad_() for n, w in self.net.named_parameters()}
-        with torch.enable_grad():
-            latent = torch.randn(max(count, CROWD), LATENT).to(self.first)
-            shares = functional_call(self.net, weights, (latent,))
-            logits = plain(ask((low + shares * (high - low)).to(images.dtype)))
-            if not isinstance(logits, Tensor) or logits.ndim != 2:
-                raise ConfigError(
-                    "outliers of kind generated are sought among the model's logits (N, C), and in "
-                    "evaluation mode it returns something else: leave this kind out"
-                )
-            regret = _sure(logits) - _varied(logits)
-        if not regret.requires_grad:
-            raise ConfigError(
-                "outliers of kind generated are sought along the gradient of the model, which "
-                "passes none to its inputs in evaluation mode: leave this kind out"
-            )
-        self._learn(torch.autograd.grad(regret, list(weights.values())))
-        return shares.detach()[:count].float()
+        weights = self.weights.clone().requires_grad_()
+        # In a checkpointed pass the tensors of this graph are not those that it must have again.
+        with torch.enable_grad(), saved_tensors_hooks(_same, _same):
+            shares = self._made(weights, latent, images)
+            with ask((low + shares * (high - low)).to(images.dtype)) as answer:
+                logits = plain(answer)
+                if not isinstance(logits, Tensor) or logits.ndim != 2:
+                    raise ConfigError(
+                        "outliers of kind generated are sought among the model's logits (N, C), "
+                        f"and in evaluation mode it returns something else: {LEAVE_OUT}"
+                    )
+                if not logits.requires_grad:
+                    raise ConfigError(
+                        "outliers of kind generated are sought along the model's gradient, and in "
+                        f"evaluation mode it passes none to its inputs: {LEAVE_OUT}"
+                    )
+                gradient = _gradient_of(_unsure(logits) - _varied(logits), weights)
+        # One bad batch, which a loop may skip, must not stay in the moments.
+        return shares, gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
-    def _learn(self, gradients: tuple[Tensor, ...]) -> None:
+    def _learn(self, gradient: Tensor) -> None:
         """Take a step of Adam."""
-        flat = nn.utils.parameters_to_vector(self.net.parameters()).detach()
-        gradient = nn.utils.parameters_to_vector(gradients)
         adam(
-            *([flat], [gradient], [self.first], [self.second], [], [self.steps]),
+            *([self.weights], [gradient], [self.first], [self.second], [], [self.steps]),
             amsgrad=False,
             beta1=BETAS[0],
             beta2=BETAS[1],
-            lr=LEARNING_RATE,
+            lr=LEARNING_RATE / (1 + float(self.steps) / HALVED),
             weight_decay=0.0,
             eps=EPSILON,
             maximize=False,
         )
-        nn.utils.vector_to_parameters(flat, self.net.parameters())
 
-    @classmethod
-    def of_state(cls, state: Mapping[str, Tensor], prefix: str) -> Seeker | None:
-        """Return a seeker that can take what a ``state_dict`` holds of one, if it does."""
-        shape = state.get(f"{prefix}shape")
-        if shape is None:
-            return None
-        return cls(shape.tolist())
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Seeker:
+        """Follow a move to a device, and no conversion: Adam's epsilon is 0 in 16 bits."""
+        super()._apply(fn, *args, **kwargs)
+        for name, value in self.named_buffers():
+            setattr(self, name, value.float() if value.is_floating_point() else value)
+        return self
 
 
-def _sure(logits: Tensor) -> Tensor:
+class _Generator(nn.Module):
+    """From latent vectors to images, by way of coarse maps."""
+
+    def __init__(self, channels: int, height: int, width: int) -> None:
+        super().__init__()
+        many, few = WIDTHS
+        self.coarse = nn.Sequential(
+            nn.Linear(LATENT, many * height * width),
+            nn.Unflatten(1, (many, height, width)),
+            nn.BatchNorm2d(many, track_running_stats=False),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(many, few, 3, padding=1, bias=False),
+            nn.BatchNorm2d(few, track_running_stats=False),
+            nn.LeakyReLU(0.2),
+        )
+        self.fine = nn.Conv2d(few, channels, 3, padding=1)
+
+    def forward(self, latent: Tensor, size: torch.Size) -> Tensor:
+        maps = F.interpolate(self.coarse(latent), size=size)
+        return torch.sigmoid(self.fine(maps))
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _gradient_of(regret: Tensor, weights: Tensor) -> Tensor:
+    try:
+        return torch.autograd.grad(regret, weights)[0]
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except RuntimeError as error:
+        raise ConfigError(
+            "outliers of kind generated are sought along the model's gradient, which cannot be "
+            f"taken ({' '.join(str(error).split())[:200]}): use torch.utils.checkpoint with "
+            f"use_reentrant=False, or {LEAVE_OUT}"
+        ) from error
+
+
+def _unsure(logits: Tensor) -> Tensor:
     """Mean entropy of the answers: 0 where each is one class for certain."""
     log_q = logits.float().log_softmax(dim=1)
     return -(log_q.exp() * log_q).sum(dim=1).mean()
@@ -137,5 +204,5 @@ def _sure(logits: Tensor) -> Tensor:
 
 def _varied(logits: Tensor) -> Tensor:
     """Entropy of the mean answer: log C where all classes are answered alike."""
-    mean = logits.float().softmax(dim=1).mean(dim=0)
-    return torch.special.entr(mean).sum()
+    log_mean = logits.float().log_softmax(dim=1).logsumexp(dim=0) - math.log(len(logits))
+    return -(log_mean.exp() * log_mean).sum()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -14,7 +15,16 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from brevitas_divqat.errors import ConfigError
 
-__all__ = ["ForwardPass", "Watch", "answer_of", "is_quantized", "plain", "tensors_in", "watchable"]
+__all__ = [
+    "Ask",
+    "ForwardPass",
+    "Watch",
+    "answers_of",
+    "is_quantized",
+    "plain",
+    "tensors_in",
+    "watchable",
+]
 
 ROW_BY_ROW = frozenset(
     ("Add", "Alias", "Clamp", "ClampMax", "ClampMin", "Clone", "Div", "Hardtanh", "LogSoftmax")
@@ -26,6 +36,9 @@ loss. Indexing, slicing and concatenation do not."""
 CLASS_DIMENSIONS = (1, -1, 2**64 - 1)
 """Of a softmax over each image's scores; autograd keeps -1 as an unsigned number."""
 SEARCH_DEPTH = 32
+Ask = Callable[[Tensor], AbstractContextManager[Any]]
+"""From (M, C, H, W) images to the trained network's answer, and to its evaluation mode while it is
+used."""
 BY_HAND = {
     False: "call criterion(logits, targets, inputs)",
     True: "make the criterion without model=, and call criterion(model(inputs), targets, inputs) "
@@ -73,10 +86,10 @@ class Watch:
     def __init__(
         self,
         model: nn.Module | None = None,
-        outliers: Callable[[Tensor, Callable[[Tensor], Any]], Tensor] | None = None,
+        outliers: Callable[[Tensor, Ask], Tensor] | None = None,
     ) -> None:
         self._outliers = outliers
-        self._made = 0
+        self._made: Tensor | None = None  # the last pass's outliers
         self.last: ForwardPass | None = None
         self._begun: ForwardPass | None = None
         self._by_hand = BY_HAND[outliers is not None]
@@ -126,12 +139,15 @@ class Watch:
                 "added to one batch of images: choose preset F3, which makes none"
             )
 
-        def ask(images: Tensor) -> Any:
+        @contextmanager
+        def ask(images: Tensor) -> Iterator[Any]:
             asked, named = tree_map_only(Tensor, lambda _: images, (args, kwargs))
-            return answer_of(module, *asked, **named)
+            with evaluating(module):  # what other hooks do to the inputs has been done
+                yield module.forward(*asked, **named)
 
-        made = self._outliers(images[0], ask)
-        self._made = len(made)
+        if self._made is None or not _in_backward_pass():
+            self._made = self._outliers(images[0], ask)
+        made = self._made
         asked, named = tree_map_only(Tensor, lambda _: made, (args, kwargs))
         self._begun = ForwardPass(asked, named, _versions(asked, named))
         extended: tuple[tuple[Any, ...], dict[str, Any]] = tree_map_only(
@@ -141,7 +157,7 @@ class Watch:
 
     def _check_alone(self, module: nn.Module) -> None:
         """Refuse a second criterion's hooks: either would take the other's outliers for images."""
-        hooks = module._forward_pre_hooks.values()
+        hooks = (hook for part in module.modules() for hook in part._forward_pre_hooks.values())
         owners = (getattr(hook, "__self__", None) for hook in hooks)
         others = [o for o in owners if isinstance(o, Watch) and o is not self and o._model]
         if any(watch._outliers is not None for watch in (*others, self) if others):
@@ -158,14 +174,14 @@ class Watch:
         if self._begun is None:
             return None
         self.last, self._begun = self._begun, None
-        if self._outliers is not None:
+        if (made := self._made) is not None:
             logits = plain(output)
-            if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) <= self._made:
+            if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) <= len(made):
                 raise ConfigError(
                     f"the model {type(module).__name__} returns no logits of shape (N, C) alone, "
                     "from which the outliers' could be told: choose preset F3, which makes none"
                 )
-            output, self.last.outlier_logits = logits.tensor_split((-self._made,))
+            output, self.last.outlier_logits = logits.tensor_split((-len(made),))
         self.last.output = output
         return output
 
@@ -225,15 +241,35 @@ def watchable(model: Any) -> nn.Module:
     return model
 
 
-def answer_of(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Call ``model`` in evaluation mode, and put the mode of each of its modules back."""
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put ``model`` in evaluation mode, and then the mode of each of its modules back.
+
+    Checkpointed parts run again when a gradient is taken: take it inside.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        return model(*args, **kwargs)
+        yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module, training in modes:  # parents first: the children's own modes stay
+            module.train(training)
+
+
+def answers_of(model: nn.Module) -> Ask:
+    """Return who answers images as ``model`` does, hooks and all, in evaluation mode."""
+
+    @contextmanager
+    def ask(images: Tensor) -> Iterator[Any]:
+        with evaluating(model):
+            yield model(images)
+
+    return ask
+
+
+def _in_backward_pass() -> bool:
+    """Tell whether autograd is running: the forward pass then is a checkpoint's second one."""
+    return bool(torch._C._current_graph_task_id() != -1)  # as torch.utils.checkpoint asks
 
 
 def _no_replicas(name: str) -> str:

@@ -37,6 +37,7 @@ _MARKERS = "osv^D<"
 _PANELS = 3
 """Attacks side by side."""
 _COMPARED = "a trade-off compares victims that differ in alpha, bits and seed alone"
+_IN_COMMON = ("data", "model", "parameters", "bits.edge", "bits.input", "split", "images")
 Bits = tuple[int, int]
 
 
@@ -85,9 +86,11 @@ def load_tradeoff(folders: Sequence[Path]) -> Tradeoff:
         A point for each bit width and alpha, over its seeds.
 
     Raises:
-        ConfigError: if a folder holds no victim, two victims differ in more than alpha, bits and
-            seed, or two attacks of one kind in a setting.
+        ConfigError: if there is no folder, one holds no victim, two victims differ in more than
+            alpha, bits and seed, or two attacks of one kind in a setting.
     """
+    if not folders:
+        raise ConfigError("no folder of measurements is given: name one or more")
     points: dict[tuple[Bits, float], dict[object, Record]] = defaultdict(dict)
     hardened: list[Record] = []
     victims: list[Record] = []
@@ -106,7 +109,7 @@ def load_tradeoff(folders: Sequence[Path]) -> Tradeoff:
                     "measure it first"
                 )
             _add(points[_bits(victim), _alpha(victim)], record)
-    require_equal(victims, ("data", "model", "split", "images"), _COMPARED)
+    require_equal(victims, _IN_COMMON, _COMPARED)
     for record in hardened:
         _require_same_but_alpha(record, hardened[0])
     ordered = sorted(points, key=lambda key: (-key[0][0], -key[0][1], key[1]))

@@ -211,7 +211,8 @@ class _Run:
             group["lr"] = self.config.lr * 0.5 * (1 + math.cos(math.pi * done / total))
         inputs = to_input(batch.to(self.fabric.device))
         if isinstance(self.criterion, DivQATLoss):
-            inputs = self.criterion.with_outliers(inputs, self.wrapped)
+            with self.fabric.autocast():
+                inputs = self.criterion.with_outliers(inputs, self.module)
         loss = self.criterion(self.wrapped(inputs), targets.to(self.fabric.device), inputs)
         if torch.isfinite(loss):
             self.optimizer.zero_grad()

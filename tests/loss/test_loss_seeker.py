@@ -4,20 +4,34 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
-from brevitas.nn import QuantConv2d, QuantLinear
+from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from brevitas_divqat.errors import ConfigError
 from brevitas_divqat.loss import DivQATLoss, OutlierKind, Outliers, outliers_like
-from brevitas_divqat.loss.seeker import CROWD, Seeker
+from brevitas_divqat.loss.seeker import CROWD, HALVED, Seeker
+from brevitas_divqat.loss.watch import Ask
+from brevitas_divqat.training import FitConfig, fit
 
 CLASSES = 4
 ALL = get_args(OutlierKind)
+
+
+def asking(answer: Callable[[Tensor], Any]) -> Ask:
+    @contextmanager
+    def ask(images: Tensor) -> Iterator[Any]:
+        yield answer(images)
+
+    return ask
 
 
 class Network(nn.Module):
@@ -29,12 +43,21 @@ class Network(nn.Module):
         linear = QuantLinear if quantized else nn.Linear
         self.conv = convolution(1, 6, 3, bias=False)
         self.norm = nn.BatchNorm2d(6)
+        self.act = QuantIdentity(bit_width=4) if quantized else nn.Identity()  # not calibrated
         self.out = linear(6 * 16, CLASSES, bias=True)
         self.modes: list[tuple[bool, int]] = []
+        self.checkpointed: dict[str, Any] | None = None
+
+    def body(self, x: Tensor) -> Tensor:
+        made: Tensor = self.act(torch.relu(self.norm(self.conv(x)))).flatten(1)
+        return made
 
     def forward(self, x: Tensor) -> Tensor:
         self.modes.append((self.training, len(x)))
-        logits: Tensor = self.out(torch.relu(self.norm(self.conv(x))).flatten(1))
+        kept = self.checkpointed
+        logits: Tensor = self.out(
+            self.body(x) if kept is None else checkpoint(self.body, x, **kept)
+        )
         return logits
 
 
@@ -59,45 +82,45 @@ def seed() -> None:
 def test_the_search_finds_sure_and_varied_answers(images: Tensor) -> None:
     planes = torch.randn(36, CLASSES)
 
-    def ask(asked: Tensor) -> Tensor:
+    def answer(asked: Tensor) -> Tensor:
         return asked.flatten(1) @ planes
 
     def worth(asked: Tensor) -> float:
-        q = ask(asked).softmax(1)
+        q = answer(asked).softmax(1)
         return float(torch.special.entr(q.mean(0)).sum() - torch.special.entr(q).sum(1).mean())
 
-    seeker = Seeker(images[0].shape)
-    found = [2 * seeker(images, 200, ask) - 1 for _ in range(200)]
+    seeker = Seeker.like(images)
+    found = [2 * seeker(images, 200, asking(answer)) - 1 for _ in range(200)]
     assert worth(found[-1]) > 1.0 > 2 * worth(found[0]), "nats; log 4 would be 1.39"
 
 
 def test_a_step_is_one_of_adam_along_the_gradient(images: Tensor) -> None:
     plane = torch.randn(36, CLASSES)
-    seeker, expected = Seeker(images[0].shape), Seeker(images[0].shape)
-    expected.load_state_dict(seeker.state_dict())
-    weights = list(expected.net.requires_grad_().parameters())
-    optimizer = torch.optim.Adam(weights, lr=1e-3)
+    seeker = Seeker.like(images)
+    weights = seeker.weights.clone().requires_grad_()
+    optimizer = torch.optim.Adam([weights], lr=1e-3)
     low, high = images.min(), images.max()
-    for step in range(3):
-        torch.manual_seed(step)
-        seeker(images, 8, lambda asked: asked.flatten(1) @ plane)
-        torch.manual_seed(step)
-        shares = expected.net(torch.randn(CROWD, 64))
+    for batch in range(3):
+        torch.manual_seed(batch)
+        seeker(images, 8, asking(lambda asked: asked.flatten(1) @ plane))
+        torch.manual_seed(batch)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 / (1 + batch / HALVED)
+        shares = seeker._made(weights, torch.randn(CROWD, 64), images)
         q = ((low + (high - low) * shares).flatten(1) @ plane).softmax(1)
         mean = q.mean(0)
         optimizer.zero_grad()
         (-(q * q.log()).sum(1).mean() + (mean * mean.log()).sum()).backward()
         optimizer.step()
-        for own, other in zip(seeker.net.parameters(), weights, strict=True):
-            torch.testing.assert_close(own, other.detach(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(seeker.weights, weights.detach(), rtol=1e-4, atol=2e-5)
+    assert seeker.steps == 3
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 2), (3, 9, 7), (1, 28, 28)])
+@pytest.mark.parametrize("shape", [(1, 2, 2), (3, 9, 7), (1, 28, 28), (3, 64, 48)])
 def test_found_images_are_like_the_given_ones(shape: tuple[int, int, int]) -> None:
     images = torch.rand(6, *shape, dtype=torch.float64) * 3 - 1
-    plane = torch.randn(int(np.prod(shape)), CLASSES, dtype=torch.float64)
-    outliers = Outliers(["generated"], 0.5)
-    made = outliers(images, lambda asked: asked.flatten(1) @ plane)
+    plane = torch.randn(math.prod(shape), CLASSES, dtype=torch.float64)
+    made = Outliers(["generated"], 0.5)(images, asking(lambda asked: asked.flatten(1) @ plane))
     assert made.shape == (3, *shape)
     assert made.dtype == images.dtype
     assert not made.requires_grad
@@ -106,23 +129,13 @@ def test_found_images_are_like_the_given_ones(shape: tuple[int, int, int]) -> No
     assert (made.amax(dim=(0, 2, 3)) <= high + 1e-6).all()
 
 
-@pytest.mark.parametrize("answer", [lambda x: (x, x), lambda x: x])
-def test_answers_that_are_no_logits_are_refused(images: Tensor, answer: Any) -> None:
-    with pytest.raises(ConfigError, match=r"model's logits \(N, C\)"):
-        Outliers(["generated"], 0.5)(images, answer)
-
-
-def test_answers_without_a_gradient_are_refused(images: Tensor) -> None:
-    with pytest.raises(ConfigError, match="passes none to its inputs"):
-        Outliers(["generated"], 0.5)(images, lambda x: torch.rand(len(x), CLASSES))
-
-
-def test_there_must_be_somebody_to_ask(images: Tensor) -> None:
-    advice = r"call with_outliers\(images, model\), make the criterion with model=, or leave"
-    with pytest.raises(ConfigError, match=advice):
-        outliers_like(images, ["generated"], 4)
-    with pytest.raises(ConfigError, match=advice):
-        DivQATLoss(Network(False)).with_outliers(images)
+def test_images_may_change_their_size_and_not_their_channels(images: Tensor) -> None:
+    outliers = Outliers(ALL, 0.5)
+    ask = asking(lambda x: x.mean(dim=(1, 2, 3))[:, None] * torch.arange(4.0))
+    assert outliers(images, ask).shape == (6, 1, 6, 6)
+    assert outliers(nn.functional.interpolate(images, size=9), ask).shape == (6, 1, 9, 9)
+    with pytest.raises(ConfigError, match="have 3 channels, .* sought for images of 1:"):
+        outliers(images.repeat(1, 3, 1, 1), ask)
 
 
 @pytest.mark.parametrize("number", [1, 2, 7, 30])
@@ -139,6 +152,42 @@ def test_half_are_generated_beside_other_kinds(images: Tensor, number: int) -> N
     assert set(asked) == {number // 2, (number + 1) // 2}
 
 
+@pytest.mark.parametrize("gap", [1e4, math.nan, math.inf])
+def test_one_extreme_answer_does_not_stay(images: Tensor, gap: float) -> None:
+    seeker = Seeker.like(images)
+
+    def answer(asked: Tensor) -> Tensor:
+        logits: Tensor = asked.flatten(1)[:, :CLASSES].masked_fill(torch.arange(4) == 0, -gap)
+        return logits
+
+    for _ in range(2):
+        seeker(images, 4, asking(answer))
+    assert seeker.steps == 2
+    assert all(value.isfinite().all() for value in seeker.buffers())
+
+
+@pytest.mark.parametrize("answer", [lambda x: (x, x), lambda x: x])
+def test_answers_that_are_no_logits_are_refused(images: Tensor, answer: Any) -> None:
+    with pytest.raises(ConfigError, match=r"model's logits \(N, C\)"):
+        Outliers(["generated"], 0.5)(images, asking(answer))
+
+
+def test_answers_without_a_gradient_are_refused(images: Tensor) -> None:
+    with pytest.raises(ConfigError, match="passes none to its inputs"):
+        Outliers(["generated"], 0.5)(images, asking(lambda x: torch.rand(len(x), CLASSES)))
+
+
+def test_there_must_be_a_model_to_ask(images: Tensor) -> None:
+    advice = r"call with_outliers\(images, model\), make the criterion with model=, or leave"
+    with pytest.raises(ConfigError, match=advice):
+        outliers_like(images, ["generated"], 4)
+    criterion = DivQATLoss(Network(False))
+    with pytest.raises(ConfigError, match=advice):
+        criterion.with_outliers(images)
+    with pytest.raises(ConfigError, match="model is a str: give the nn.Module"):
+        criterion.with_outliers(images, "model")  # type: ignore[arg-type]
+
+
 # --- the criterion -----------------------------------------------------------------------------
 
 
@@ -147,27 +196,50 @@ def test_the_model_is_left_as_it_was(images: Tensor, targets: Tensor, watched: b
     reference, model = Network(False), Network(True)
     criterion = DivQATLoss(reference, model=model if watched else None, outliers=["generated"])
     model.norm.eval()  # frozen by the user, whatever the rest does
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    sum(p.sum() for p in model.parameters()).backward()  # a gradient that is being accumulated
+    twin = copy.deepcopy(model)  # which nobody asks
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)  # a gradient that is being accumulated
     if watched:
         loss = criterion(model(images), targets)
+        torch.manual_seed(4)
+        batch = torch.cat([images, model.norm.running_mean.new_zeros(6, 1, 6, 6)])
     else:
         batch = criterion.with_outliers(images, model)
+        assert all(torch.equal(a, b) for a, b in zip(model.buffers(), twin.buffers(), strict=True))
         loss = criterion(model(batch), targets, batch)
+        twin(batch)
+        assert all(torch.equal(a, b) for a, b in zip(model.buffers(), twin.buffers(), strict=True))
     assert model.modes == [(False, CROWD), (True, 18)]
     assert (model.training, model.norm.training, model.conv.training) == (True, False, True)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert all((p.grad == 1).all() for p in model.parameters())
-    assert not any(p.requires_grad for p in criterion.parameters())
+    assert all((p.grad == 1).all() for p in model.parameters() if p.grad is not None)
+    assert not list(criterion.parameters())
     loss.backward()
-    assert all((p.grad != 1).any() for p in model.parameters())
+    learnt = [p.grad is not None and bool((p.grad != 1).any()) for p in model.parameters()]
+    assert sum(learnt) >= 4, "weights of three layers and a bias"
+
+
+def test_modes_come_back_by_the_modules_own_ways(images: Tensor) -> None:
+    class Merging(nn.Linear):
+        merged = False
+
+        def train(self, mode: bool = True) -> Merging:
+            self.merged = not mode
+            return super().train(mode)
+
+    model = Network(True)
+    model.out = Merging(96, CLASSES)
+    seen: list[bool] = []
+    model.out.register_forward_hook(lambda *_: seen.append(model.out.merged))
+    criterion = DivQATLoss(Network(False))
+    criterion.with_outliers(images, model)
+    assert (seen, model.out.merged) == ([True], False)
 
 
 def test_a_hook_and_a_hand_make_the_same_outliers(images: Tensor, targets: Tensor) -> None:
     reference, model = Network(False), Network(True)
     by_hand = DivQATLoss(reference)
     watching = DivQATLoss(reference, model=(other := copy.deepcopy(model)))
-    for step in range(2):
+    for step in range(3):
         torch.manual_seed(step)
         batch = by_hand.with_outliers(images, model)
         expected = by_hand(model(batch), targets, batch)
@@ -177,14 +249,56 @@ def test_a_hook_and_a_hand_make_the_same_outliers(images: Tensor, targets: Tenso
         assert torch.equal(value, watching.state_dict()[name])
 
 
-def test_a_copy_seeks_on_its_own(images: Tensor) -> None:
+def test_what_earlier_hooks_did_is_done_once(images: Tensor) -> None:
+    model, ranges = Network(True), []
+    model.register_forward_pre_hook(lambda _, inputs: (inputs[0] / 2 + 10,))
+    model.conv.register_forward_pre_hook(
+        lambda _, inputs: ranges.append((inputs[0].min(), inputs[0].max()))
+    )
+    criterion = DivQATLoss(Network(False), model=model)
+    model(images)
+    for low, high in ranges:
+        assert 9.4 < low < high < 10.6
+    assert criterion.training
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_checkpoints_see_the_outliers_of_their_pass(
+    images: Tensor, targets: Tensor, whole: bool
+) -> None:
+    gradients, states = [], []
+    for kept in (None, {"use_reentrant": False}):
+        torch.manual_seed(0)
+        model = Network(True)
+        model.act = nn.Identity()  # whose statistics a second pass collects again
+        criterion = DivQATLoss(Network(False), model=model)
+        if whole and kept is not None:
+            logits = checkpoint(model, images, **kept)
+        else:
+            model.checkpointed = kept
+            logits = model(images)
+        criterion(logits, targets).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+        states.append(list(criterion.state_dict().values()))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+    assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
+
+
+def test_a_gradient_that_cannot_be_taken_is_refused(images: Tensor) -> None:
     model = Network(True)
-    criterion = DivQATLoss(Network(False))
-    criterion.with_outliers(images, model)
-    twin = copy.deepcopy(criterion)
-    before = {name: value.clone() for name, value in criterion.state_dict().items()}
-    twin.with_outliers(images, model)
-    assert all(torch.equal(value, before[name]) for name, value in criterion.state_dict().items())
+    model.checkpointed = {"use_reentrant": True}
+    with pytest.raises(ConfigError, match="use torch.utils.checkpoint with use_reentrant=False"):
+        DivQATLoss(Network(False)).with_outliers(images, model)
+
+
+def test_a_criterion_of_a_part_is_noticed(images: Tensor) -> None:
+    model = Network(True)
+    whole = nn.Sequential(model)
+    criteria = [DivQATLoss(Network(False), model=part) for part in (whole, model)]
+    with pytest.raises(ConfigError, match="is watched by 2 DivQATLoss"):
+        whole(images)
+    assert len(criteria) == 2
 
 
 # --- its state ---------------------------------------------------------------------------------
@@ -203,7 +317,20 @@ def test_the_state_is_that_of_the_search(images: Tensor) -> None:
     assert torch.equal(*made)
     fresh.load_state_dict({})
     assert not fresh.state_dict(), "a checkpoint of a training that had not begun"
-    DivQATLoss(Network(False), preset="F3").load_state_dict({})
+    DivQATLoss(Network(False), preset="F3").load_state_dict(criterion.state_dict(), strict=False)
+
+
+def test_a_copy_seeks_on_its_own(images: Tensor) -> None:
+    model = Network(True)
+    criterion = DivQATLoss(Network(False))
+    criterion.with_outliers(images, model)
+    twin = copy.deepcopy(criterion)
+    before = {name: value.clone() for name, value in criterion.state_dict().items()}
+    twin.with_outliers(images, model)
+    assert all(torch.equal(value, before[name]) for name, value in criterion.state_dict().items())
+    assert not torch.equal(
+        before["outliers.seeker.weights"], twin.state_dict()["outliers.seeker.weights"]
+    )
 
 
 def test_a_damaged_state_is_refused(images: Tensor) -> None:
@@ -213,3 +340,30 @@ def test_a_damaged_state_is_refused(images: Tensor) -> None:
     del state["outliers.seeker.first"]
     with pytest.raises(RuntimeError, match=r"Missing key.*outliers\.seeker\.first"):
         DivQATLoss(Network(False)).load_state_dict(state)
+
+
+def test_the_search_follows_to_devices_and_stays_in_32_bits(images: Tensor) -> None:
+    criterion = DivQATLoss(Network(False))
+    criterion.with_outliers(images, Network(True))
+    criterion.half()
+    kept = [value.dtype for value in criterion.buffers() if value.is_floating_point()]
+    assert kept
+    assert set(kept) == {torch.float32}
+    later = DivQATLoss(Network(False)).to("meta")
+    later.load_state_dict(criterion.state_dict())
+    seeker = later.outliers.seeker
+    assert seeker is not None
+    later.outliers(torch.rand(4, 1, 6, 6), asking(lambda x: x.flatten(1)))
+    assert seeker.weights.device == torch.device("cpu"), "where the images are"
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_training_in_any_precision_seeks(precision: Any) -> None:
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (40, 1, 6, 6), dtype=np.uint8)
+    labels = random.integers(0, CLASSES, 40)
+    criterion = DivQATLoss(Network(False))
+    config = FitConfig(2, batch_size=8, device="cpu", precision=precision)
+    fit(Network(True), criterion, pixels, labels, config=config, seed=0)
+    assert criterion.outliers.seeker is not None
+    assert criterion.outliers.seeker.steps == 10
