@@ -175,7 +175,7 @@ def load_criterion(criterion: nn.Module, state: Mapping[str, Tensor], path: Path
     """
     try:
         criterion.load_state_dict(state)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, "criterion") from error
 
 

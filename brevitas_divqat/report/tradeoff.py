@@ -183,7 +183,8 @@ def _require_same_attacks(measured: Sequence[Measurements]) -> None:
             if value != seen.settings[key]:
                 raise ConfigError(
                     f"the attack {row.attack} has {key} {value} at one alpha or bit width, and "
-                    f"{seen.settings[key]} at another; {_COMPARED}"
+                    f"{seen.settings[key]} at another; give folders of attacks with one {key}, "
+                    f"since {_COMPARED}"
                 )
 
 

@@ -465,6 +465,7 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "random: torch": with_own(random={"python": (3, (1,), None), "torch": 1, "cuda": []}),
     "statistics": with_own(statistics={"nope": (1, torch.zeros(1), torch.zeros(1))}),
     "statistics: None": with_own(statistics={"features.2": None}),
+    "criterion: None": with_own(criterion=None),
 }
 
 
@@ -479,6 +480,21 @@ def test_a_damaged_checkpoint_is_refused(
     with pytest.raises(CheckpointError, match="is damaged"):
         launch([*flags, *f"--network TFC_1W1A --epochs 2 --resume {path}".split()])
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("entry", ["first", "shape"])
+@pytest.mark.parametrize("value", [torch.zeros(3), "x"])
+def test_a_damaged_generator_is_refused(
+    entry: str, value: Any, ours: Runner, flags: list[str], tmp_path: Path
+) -> None:
+    twin = ours("--network TFC_2W2A --epochs 1 --divqat_float") / "checkpoints" / "best.tar"
+    text = f"--network TFC_2W2A --divqat_alpha 0.3 --divqat_reference {twin} --epochs"
+    package = torch.load(ours(f"{text} 1") / "checkpoints" / "checkpoint.tar", weights_only=True)
+    package["divqat"]["criterion"][f"outliers.seeker.{entry}"] = value
+    path = tmp_path / "damaged.tar"
+    torch.save(package, path)
+    with pytest.raises(CheckpointError, match="its entry 'criterion' is not what"):
+        launch([*flags, *f"{text} 2 --resume {path}".split()])
 
 
 def test_a_file_that_was_cut_off_is_damaged(ours: Runner, tmp_path: Path) -> None:

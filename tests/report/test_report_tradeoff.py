@@ -95,6 +95,8 @@ def test_the_plot_has_a_panel_per_attack_and_a_line_per_bit_width(folders: list[
         ({"method__alpha": 0}, "alpha is 0, expected a number above 0"),
         ({"method__alpha": True}, "alpha is True, expected a number above 0"),
         ({"split": "validation"}, "split is 'validation', but 'test'"),
+        ({"parameters": 7}, "parameters is 7, but "),
+        ({"bits__edge": 2}, "bits.edge is 2, but 8"),
     ],
 )
 def test_victims_that_differ_in_more_than_alpha_are_refused(
