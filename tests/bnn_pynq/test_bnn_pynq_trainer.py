@@ -491,7 +491,8 @@ def test_a_damaged_generator_is_refused(
     text = f"--network TFC_2W2A --divqat_alpha 0.3 --divqat_reference {twin} --epochs"
     package = torch.load(ours(f"{text} 1") / "checkpoints" / "checkpoint.tar", weights_only=True)
     package["divqat"]["criterion"][f"outliers.seeker.{entry}"] = value
-    path = tmp_path / "damaged.tar"
+    path = tmp_path / "checkpoints" / "damaged.tar"
+    path.parent.mkdir()
     torch.save(package, path)
     with pytest.raises(CheckpointError, match="its entry 'criterion' is not what"):
         launch([*flags, *f"{text} 2 --resume {path}".split()])
