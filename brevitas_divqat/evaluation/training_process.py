@@ -15,14 +15,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from brevitas_divqat.errors import ConfigError
-from brevitas_divqat.loss import DivQATLoss, OutlierKind
+from brevitas_divqat.loss import PRESETS, DivQATLoss, OutlierKind
 from brevitas_divqat.models import ModelConfig, build, load_float_weights
 from brevitas_divqat.seeding import generator, seeded
 from brevitas_divqat.training import calibrate
@@ -38,7 +38,8 @@ LEAST_CYCLES = 3
 LEARNING_RATE = 1e-5
 """So small that the networks stay what they were: no step becomes cheaper by having converged."""
 NEVER = 2**31
-OUTLIERS: tuple[OutlierKind, ...] = get_args(OutlierKind)
+MADE: tuple[OutlierKind, ...] = PRESETS["outliers"]["outliers"]
+SOUGHT: tuple[OutlierKind, ...] = (*MADE, "generated")
 
 Reference = Literal["none", "each step", "cached"]
 
@@ -55,7 +56,7 @@ class Variant:
         fast: `speed_up`.
         channels_last: weights and images with the channels innermost in memory.
         bfloat16: under autocast.
-        outliers: DivQAT makes them in each step, and diverges on them alone.
+        outliers: kinds of them, which DivQAT makes in each step and diverges on alone.
     """
 
     name: str
@@ -65,7 +66,7 @@ class Variant:
     fast: bool = False
     channels_last: bool = False
     bfloat16: bool = False
-    outliers: bool = False
+    outliers: tuple[OutlierKind, ...] = ()
 
 
 BASE = "QAT"
@@ -75,11 +76,15 @@ VARIANTS = (
     Variant(BASE),
     Variant("QAT, not calibrated", calibrated=False),
     Variant("DivQAT", reference="each step"),
-    Variant("DivQAT, outliers", reference="each step", outliers=True),
+    Variant("DivQAT, outliers", reference="each step", outliers=MADE),
+    Variant("DivQAT, outliers, generated too", reference="each step", outliers=SOUGHT),
     Variant("DivQAT, cached", reference="cached"),
     Variant("QAT, fast", fast=True),
     Variant("DivQAT, fast", reference="each step", fast=True),
-    Variant("DivQAT, outliers, fast", reference="each step", outliers=True, fast=True),
+    Variant("DivQAT, outliers, fast", reference="each step", outliers=MADE, fast=True),
+    Variant(
+        "DivQAT, outliers, generated too, fast", reference="each step", outliers=SOUGHT, fast=True
+    ),
     Variant("DivQAT, cached, fast", reference="cached", fast=True),
     Variant("DivQAT, cached, fast, channels_last", True, "cached", True, True, True),
     Variant("DivQAT, cached, fast, bfloat16", True, "cached", True, True, False, True),
@@ -216,8 +221,8 @@ def _criterion(
     """Return what runs a model on the images and gives its loss."""
     if variant.reference == "none":
         return lambda model: F.cross_entropy(model(images), targets)
-    outliers = OUTLIERS if variant.outliers else ()
-    criterion = DivQATLoss(copy.deepcopy(original), outliers=outliers).to(task.device).train()
+    criterion = DivQATLoss(copy.deepcopy(original), outliers=variant.outliers)
+    criterion.to(task.device).train()
     if variant.channels_last:
         criterion.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if variant.reference == "each step":

@@ -45,7 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "direction": "q||p",
         "weighting": "additive",
         "cap": None,
-        "outliers": ("textures", "patches", "shapes", "generated"),
+        "outliers": ("textures", "patches", "shapes"),
     },
 }
 """F1, the plainest reading of DivQAT's abstract: ``CE - alpha KL(P||Q)``, with a cap of our own,

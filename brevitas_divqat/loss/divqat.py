@@ -72,9 +72,9 @@ class DivQATLoss(nn.Module):
     questions are. They share the batch, and so the statistics of BatchNorm, with the training
     images: the hook adds them to what the named model is given, and takes their logits from what it
     returns, so that the loop sees none of them. Without a named model, call
-    ``criterion(model(inputs), y, inputs)`` with ``inputs = criterion.with_outliers(x, model)``.
-    Those of kind generated are sought by asking the model in evaluation mode, once per step; its
-    modes and gradients stay as they are.
+    ``criterion(model(inputs), y, inputs)`` with ``inputs = criterion.with_outliers(x)``. Those of
+    kind generated are sought by asking the model in evaluation mode, once per step; its modes and
+    gradients stay as they are.
 
     With ``alpha=0`` the reference is never run and the loss is ``F.cross_entropy``, bit for bit.
     Under evaluation the loss is the cross-entropy alone: where this module or the watched model is
@@ -95,7 +95,7 @@ class DivQATLoss(nn.Module):
         warmup_steps: training calls of this module over which alpha grows linearly from 0.
         label_smoothing: of the cross-entropy, in [0, 1).
         outliers: kinds of outliers that `with_outliers` makes, of ``"textures"``, ``"patches"``,
-            ``"shapes"`` and ``"generated"``; by default the preset's.
+            ``"shapes"`` and ``"generated"``; by default the preset's, which are the first three.
         outlier_share: outliers per training image; 0.5 by default.
         base: the loss of (logits, targets) in the cross-entropy's place, for example
             ``nn.CrossEntropyLoss(weight=…)``.
@@ -324,7 +324,7 @@ class DivQATLoss(nn.Module):
             if not len(asked):
                 raise ConfigError(
                     f"there are {len(logits)} logits for {count} targets, and so no outliers: call "
-                    "model(criterion.with_outliers(inputs, model))"
+                    "model(criterion.with_outliers(inputs))"
                 )
             given.args = tuple(images[count:] for images in given.args)
         if given.reference_logits is None:
@@ -341,7 +341,7 @@ class DivQATLoss(nn.Module):
                 raise ConfigError(
                     "inputs or reference_logits are given, but the hook on the model chose the "
                     "outliers that are asked about: call criterion(logits, targets), or make the "
-                    "criterion without model= and call with_outliers(inputs, model)"
+                    "criterion without model= and call with_outliers(inputs)"
                 )
             return self._watch.pass_of(logits)
         if reference_logits is not None:

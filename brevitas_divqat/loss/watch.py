@@ -42,7 +42,7 @@ used."""
 BY_HAND = {
     False: "call criterion(logits, targets, inputs)",
     True: "make the criterion without model=, and call criterion(model(inputs), targets, inputs) "
-    "with inputs = criterion.with_outliers(images, model)",
+    "with inputs = criterion.with_outliers(images)",
 }
 """How the loss learns the inputs where no hook can find them; True with outliers."""
 

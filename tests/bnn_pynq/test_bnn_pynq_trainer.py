@@ -195,7 +195,7 @@ def test_a_training_killed_between_two_writes_keeps_its_best_weights(
         (
             "--divqat_alpha 0.3 --divqat_warmup_steps 8 --divqat_reference {twin} "
             "--divqat_outliers shapes",
-            "--divqat_outliers textures patches shapes generated, got shapes",
+            "--divqat_outliers textures patches shapes, got shapes",
         ),
         (
             "--divqat_alpha 0.3 --divqat_warmup_steps 8 --divqat_reference {other}",
@@ -224,7 +224,7 @@ def test_another_objective_is_refused(
     ("then", "message"),
     [
         ("--divqat_preset F3", "--divqat_outliers shapes patches, got None"),
-        ("", "--divqat_outliers shapes patches, got textures patches shapes generated"),
+        ("", "--divqat_outliers shapes patches, got textures patches shapes"),
         ("--divqat_outliers shapes", "--divqat_outliers shapes patches, got shapes"),
         (
             "--divqat_outliers shapes patches --divqat_outlier_share 1",
@@ -488,7 +488,10 @@ def test_a_damaged_generator_is_refused(
     entry: str, value: Any, ours: Runner, flags: list[str], tmp_path: Path
 ) -> None:
     twin = ours("--network TFC_2W2A --epochs 1 --divqat_float") / "checkpoints" / "best.tar"
-    text = f"--network TFC_2W2A --divqat_alpha 0.3 --divqat_reference {twin} --epochs"
+    text = (
+        f"--network TFC_2W2A --divqat_alpha 0.3 --divqat_reference {twin} "
+        "--divqat_outliers generated --epochs"
+    )
     package = torch.load(ours(f"{text} 1") / "checkpoints" / "checkpoint.tar", weights_only=True)
     package["divqat"]["criterion"][f"outliers.seeker.{entry}"] = value
     path = tmp_path / "checkpoints" / "damaged.tar"

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from brevitas_divqat.cli import main
 from brevitas_divqat.errors import ConfigError
+from brevitas_divqat.loss.seeker import CROWD
 from brevitas_divqat.evaluation import bench_training as parent
 from brevitas_divqat.evaluation import training_process as process
 from brevitas_divqat.evaluation.bench_process import run_apart
@@ -60,7 +61,9 @@ def test_the_record_says_what_was_measured_on_what(here: list[dict[str, Any]]) -
     assert [row["variant"] for row in record["rows"]] == NAMES
     assert [r["variant"] for r in record["rows"] if r["outliers"]] == [
         "DivQAT, outliers",
+        "DivQAT, outliers, generated too",
         "DivQAT, outliers, fast",
+        "DivQAT, outliers, generated too, fast",
     ]
     assert [task["seconds"] for task in here] == [0.5, 0.5]
     assert json.loads(json.dumps(record, allow_nan=False)) == record
@@ -138,7 +141,8 @@ def test_a_step_with_outliers_trains_on_more_rows_and_asks_the_original_about_th
     model_of(step).register_forward_pre_hook(lambda _, x: trained.append(len(x[0])))
     step()
     extra = [3] if variant.outliers else []
-    assert trained == [6 + sum(extra)]
+    sought = [CROWD] if "generated" in variant.outliers else []
+    assert trained == [*sought, 6 + sum(extra)]
     assert asked == (extra or ([6] if variant.reference == "each step" else []))
 
 

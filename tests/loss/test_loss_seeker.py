@@ -181,7 +181,7 @@ def test_there_must_be_a_model_to_ask(images: Tensor) -> None:
     advice = r"call with_outliers\(images, model\), make the criterion with model=, or leave"
     with pytest.raises(ConfigError, match=advice):
         outliers_like(images, ["generated"], 4)
-    criterion = DivQATLoss(Network(False))
+    criterion = DivQATLoss(Network(False), outliers=ALL)
     with pytest.raises(ConfigError, match=advice):
         criterion.with_outliers(images)
     with pytest.raises(ConfigError, match="model is a str: give the nn.Module"):
@@ -230,15 +230,15 @@ def test_modes_come_back_by_the_modules_own_ways(images: Tensor) -> None:
     model.out = Merging(96, CLASSES)
     seen: list[bool] = []
     model.out.register_forward_hook(lambda *_: seen.append(model.out.merged))
-    criterion = DivQATLoss(Network(False))
+    criterion = DivQATLoss(Network(False), outliers=ALL)
     criterion.with_outliers(images, model)
     assert (seen, model.out.merged) == ([True], False)
 
 
 def test_a_hook_and_a_hand_make_the_same_outliers(images: Tensor, targets: Tensor) -> None:
     reference, model = Network(False), Network(True)
-    by_hand = DivQATLoss(reference)
-    watching = DivQATLoss(reference, model=(other := copy.deepcopy(model)))
+    by_hand = DivQATLoss(reference, outliers=ALL)
+    watching = DivQATLoss(reference, model=(other := copy.deepcopy(model)), outliers=ALL)
     for step in range(3):
         torch.manual_seed(step)
         batch = by_hand.with_outliers(images, model)
@@ -255,7 +255,7 @@ def test_what_earlier_hooks_did_is_done_once(images: Tensor) -> None:
     model.conv.register_forward_pre_hook(
         lambda _, inputs: ranges.append((inputs[0].min(), inputs[0].max()))
     )
-    criterion = DivQATLoss(Network(False), model=model)
+    criterion = DivQATLoss(Network(False), model=model, outliers=ALL)
     model(images)
     for low, high in ranges:
         assert 9.4 < low < high < 10.6
@@ -271,7 +271,7 @@ def test_checkpoints_see_the_outliers_of_their_pass(
         torch.manual_seed(0)
         model = Network(True)
         model.act = nn.Identity()  # whose statistics a second pass collects again
-        criterion = DivQATLoss(Network(False), model=model)
+        criterion = DivQATLoss(Network(False), model=model, outliers=ALL)
         if whole and kept is not None:
             logits = checkpoint(model, images, **kept)
         else:
@@ -289,13 +289,13 @@ def test_a_gradient_that_cannot_be_taken_is_refused(images: Tensor) -> None:
     model = Network(True)
     model.checkpointed = {"use_reentrant": True}
     with pytest.raises(ConfigError, match="use torch.utils.checkpoint with use_reentrant=False"):
-        DivQATLoss(Network(False)).with_outliers(images, model)
+        DivQATLoss(Network(False), outliers=ALL).with_outliers(images, model)
 
 
 def test_a_criterion_of_a_part_is_noticed(images: Tensor) -> None:
     model = Network(True)
     whole = nn.Sequential(model)
-    criteria = [DivQATLoss(Network(False), model=part) for part in (whole, model)]
+    criteria = [DivQATLoss(Network(False), model=part, outliers=ALL) for part in (whole, model)]
     with pytest.raises(ConfigError, match="is watched by 2 DivQATLoss"):
         whole(images)
     assert len(criteria) == 2
@@ -306,7 +306,10 @@ def test_a_criterion_of_a_part_is_noticed(images: Tensor) -> None:
 
 def test_the_state_is_that_of_the_search(images: Tensor) -> None:
     model = Network(True)
-    criterion, fresh = DivQATLoss(Network(False)), DivQATLoss(Network(False))
+    criterion, fresh = (
+        DivQATLoss(Network(False), outliers=ALL),
+        DivQATLoss(Network(False), outliers=ALL),
+    )
     assert not criterion.state_dict(), "there is no search before the first batch"
     criterion.with_outliers(images, model)
     fresh.load_state_dict(criterion.state_dict())
@@ -322,7 +325,7 @@ def test_the_state_is_that_of_the_search(images: Tensor) -> None:
 
 def test_a_copy_seeks_on_its_own(images: Tensor) -> None:
     model = Network(True)
-    criterion = DivQATLoss(Network(False))
+    criterion = DivQATLoss(Network(False), outliers=ALL)
     criterion.with_outliers(images, model)
     twin = copy.deepcopy(criterion)
     before = {name: value.clone() for name, value in criterion.state_dict().items()}
@@ -334,22 +337,22 @@ def test_a_copy_seeks_on_its_own(images: Tensor) -> None:
 
 
 def test_a_damaged_state_is_refused(images: Tensor) -> None:
-    criterion = DivQATLoss(Network(False))
+    criterion = DivQATLoss(Network(False), outliers=ALL)
     criterion.with_outliers(images, Network(True))
     state = criterion.state_dict()
     del state["outliers.seeker.first"]
     with pytest.raises(RuntimeError, match=r"Missing key.*outliers\.seeker\.first"):
-        DivQATLoss(Network(False)).load_state_dict(state)
+        DivQATLoss(Network(False), outliers=ALL).load_state_dict(state)
 
 
 def test_the_search_follows_to_devices_and_stays_in_32_bits(images: Tensor) -> None:
-    criterion = DivQATLoss(Network(False))
+    criterion = DivQATLoss(Network(False), outliers=ALL)
     criterion.with_outliers(images, Network(True))
     criterion.half()
     kept = [value.dtype for value in criterion.buffers() if value.is_floating_point()]
     assert kept
     assert set(kept) == {torch.float32}
-    later = DivQATLoss(Network(False)).to("meta")
+    later = DivQATLoss(Network(False), outliers=ALL).to("meta")
     later.load_state_dict(criterion.state_dict())
     seeker = later.outliers.seeker
     assert seeker is not None
@@ -362,7 +365,7 @@ def test_a_training_in_any_precision_seeks(precision: Any) -> None:
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (40, 1, 6, 6), dtype=np.uint8)
     labels = random.integers(0, CLASSES, 40)
-    criterion = DivQATLoss(Network(False))
+    criterion = DivQATLoss(Network(False), outliers=ALL)
     config = FitConfig(2, batch_size=8, device="cpu", precision=precision)
     fit(Network(True), criterion, pixels, labels, config=config, seed=0)
     assert criterion.outliers.seeker is not None
