@@ -125,6 +125,7 @@ def _rows(threads: int, rounds: Sequence[dict[str, Any]]) -> list[dict[str, Any]
     rows = []
     for variant in VARIANTS:
         row: dict[str, Any] = {**asdict(variant), "variant": variant.name, "threads": threads}
+        row["outliers"] = list(variant.outliers)  # as it is read back from JSON
         del row["name"]
         if variant.name in rounds[0]["refused"]:
             reason = rounds[0]["refused"][variant.name]

@@ -16,11 +16,11 @@ from rich.console import Console
 
 from brevitas_divqat.cli import main
 from brevitas_divqat.errors import ConfigError
-from brevitas_divqat.loss.seeker import CROWD
 from brevitas_divqat.evaluation import bench_training as parent
 from brevitas_divqat.evaluation import training_process as process
 from brevitas_divqat.evaluation.bench_process import run_apart
 from brevitas_divqat.evaluation.bench_training import bench_training, training_table
+from brevitas_divqat.loss.seeker import CROWD
 
 TASK = process.TrainingTask("lenet5", 0.25, 4, 2, "cpu", 1, 1e-3)
 NAMES = [variant.name for variant in process.VARIANTS]
