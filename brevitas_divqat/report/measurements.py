@@ -22,6 +22,7 @@ __all__ = [
     "VictimRow",
     "aggregate",
     "load_measurements",
+    "value_of",
 ]
 
 # The two victims that are compared, as people call them.
@@ -204,11 +205,11 @@ def _require_same_settings(runs: Sequence[Path]) -> None:
 def _grouped(records: Sequence[Record], *keys: str) -> dict[tuple[str, ...], list[Record]]:
     groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
     for record in records:
-        groups[tuple(_value(record, key) for key in keys)].append(record)
+        groups[tuple(value_of(record, key) for key in keys)].append(record)
     return dict(sorted(groups.items(), key=lambda item: [_rank(name) for name in item[0]]))
 
 
-def _value(record: Record, key: str) -> str:
+def value_of(record: Record, key: str) -> str:
     """Look up what sets attacks apart; measurements from before it could vary lack it."""
     if record["copies"] in (None, 1) and key == "copy_kind":
         return ATTACK_KIND[key]  # with a single copy it varies nothing
@@ -322,7 +323,7 @@ def _extraction_row(attack: Sequence[Record], compared: int) -> ExtractionRow:
         victim=group[0]["victim"],
         pool=group[0]["pool"],
         labels=group[0]["labels"],
-        kind={key: _value(group[0], key) for key in ATTACK_KIND},
+        kind={key: value_of(group[0], key) for key in ATTACK_KIND},
         settings={key: group[0][key] for key in _ATTACK_SETTINGS},
         accuracy=_stat(group, "accuracy"),
         fidelity=_stat(group, "fidelity"),

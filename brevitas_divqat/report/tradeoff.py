@@ -22,6 +22,7 @@ from brevitas_divqat.report.measurements import (
     ExtractionRow,
     Measurements,
     aggregate,
+    value_of,
 )
 from brevitas_divqat.report.records import NUMBER, Record, read_records, require_equal
 from brevitas_divqat.report.stats import Stat
@@ -142,7 +143,7 @@ def _alpha(victim: Record) -> float:
 def _add(point: dict[object, Record], record: Record) -> None:
     """Add a measurement, once where several folders hold the same one."""
     what = ("budget", "pool_name", "labels", *ATTACK_KIND) if record["kind"] != "victim" else ()
-    key = (record["kind"], record["seed"], *(record[name] for name in what))
+    key = (record["kind"], record["seed"], *(value_of(record, name) for name in what))
     require_equal([point.setdefault(key, record), record], ("graph_sha256", "accuracy"), _COMPARED)
 
 

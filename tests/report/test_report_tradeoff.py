@@ -144,6 +144,18 @@ def test_one_victim_may_lie_in_several_folders(
         load_tradeoff([copied, *folders])
 
 
+def test_an_older_file_of_the_same_attack_is_the_same_attack(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    older = shutil.copytree(folders[0], tmp_path / "older")
+    for path in (older / "measurements").glob("*.json"):
+        record = json.loads(path.read_text())
+        for key in ("training", "copies", "copy_kind"):
+            record.pop(key, None)
+        path.write_text(json.dumps(record))
+    assert load_tradeoff([*folders, older]).points == load_tradeoff(folders).points
+
+
 def test_attacks_with_other_pools_are_panels_of_their_own(
     folders: list[Path], edit_json: Callable[..., None], tmp_path: Path
 ) -> None:
