@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,13 +249,14 @@ def _cell(point: Point, attack: str) -> str:
 def tradeoff_plot(tradeoff: Tradeoff) -> Figure:
     """Draw the copy's error over the victim's, a panel per attack, a line per bit width.
 
+    Attacks that nowhere were carried out at two alphas have no panel, unless none was.
     Bars are 95 % intervals (Student's t) over seeds; the hollow point is plain QAT. The figure is
     not registered anywhere: save it with its ``savefig``.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    attacks = tradeoff.attacks
+    attacks = _compared(tradeoff) or tradeoff.attacks
     columns = min(_PANELS, max(len(attacks), 1))
     rows = -(-max(len(attacks), 1) // columns)
     figure = Figure(
@@ -282,6 +283,13 @@ def tradeoff_plot(tradeoff: Tradeoff) -> Figure:
     figure.suptitle(plain(_title(tradeoff)), fontsize="medium")
     figure.legend(handles=list(handles.values()), loc="outside right upper", frameon=False)
     return figure
+
+
+def _compared(tradeoff: Tradeoff) -> tuple[str, ...]:
+    """Return the attacks that were carried out at several alphas of one bit width."""
+    counts = Counter((p.bits, attack) for p in tradeoff.points for attack in p.thefts)
+    several = {attack for (_, attack), count in counts.items() if count > 1}
+    return tuple(attack for attack in tradeoff.attacks if attack in several)
 
 
 def _draw(axes: Any, line: Sequence[Point], attack: str, index: int) -> object:

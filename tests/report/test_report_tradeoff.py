@@ -86,6 +86,21 @@ def test_the_plot_has_a_panel_per_attack_and_a_line_per_bit_width(folders: list[
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["W4A4", "W2A2"]
 
 
+def test_an_attack_at_one_alpha_alone_is_in_the_table_and_not_in_the_plot(
+    folders: list[Path],
+) -> None:
+    for path in (p for folder in folders for p in folder.glob("measurements/*-in-soft.json")):
+        if path.parent.parent != folders[0] or path.name.startswith("qat"):
+            path.unlink()
+    tradeoff = load_tradeoff(folders)
+    (lonely,) = (name for name in tradeoff.attacks if name.startswith("in/soft"))
+    titles = [axes.get_title() for axes in tradeoff_plot(tradeoff).axes if axes.get_visible()]
+    assert titles == [name for name in tradeoff.attacks if name != lonely]
+    console = Console(width=200, record=True)
+    console.print(tradeoff_tables(tradeoff)[0])
+    assert "in/soft" in console.export_text()
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
