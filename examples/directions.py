@@ -208,7 +208,7 @@ class QuantiserOutliers(Outliers):
 
 
 class OutlierF3(Outliers):
-    """F3 on the outliers: the reference of the rows below; `divqat train` adds generated ones."""
+    """F3 on the outliers: the reference of the rows below, and what `divqat train` does."""
 
     def term(self, b):
         return -self.far(b.zo, self.original(b.xo)).mean()

@@ -72,9 +72,9 @@ class DivQATLoss(nn.Module):
     questions are. They share the batch, and so the statistics of BatchNorm, with the training
     images: the hook adds them to what the named model is given, and takes their logits from what it
     returns, so that the loop sees none of them. Without a named model, call
-    ``criterion(model(inputs), y, inputs)`` with ``inputs = criterion.with_outliers(x)``. Those of
-    kind generated are sought by asking the model in evaluation mode, once per step; its modes and
-    gradients stay as they are.
+    ``criterion(model(inputs), y, inputs)`` with ``inputs = criterion.with_outliers(x, model)``.
+    Those of kind generated are sought by asking the model in evaluation mode, once per step; its
+    modes and gradients stay as they are.
 
     With ``alpha=0`` the reference is never run and the loss is ``F.cross_entropy``, bit for bit.
     Under evaluation the loss is the cross-entropy alone: where this module or the watched model is
@@ -106,6 +106,7 @@ class DivQATLoss(nn.Module):
 
     Attributes:
         report: the `LossReport` of the last call; None before the first.
+        outliers: the module that makes the outliers, and has the generator's state.
 
     Raises:
         ConfigError: if a setting is out of range, the reference is no module, cannot be copied or
@@ -341,7 +342,7 @@ class DivQATLoss(nn.Module):
                 raise ConfigError(
                     "inputs or reference_logits are given, but the hook on the model chose the "
                     "outliers that are asked about: call criterion(logits, targets), or make the "
-                    "criterion without model= and call with_outliers(inputs)"
+                    "criterion without model= and call with_outliers(inputs, model)"
                 )
             return self._watch.pass_of(logits)
         if reference_logits is not None:

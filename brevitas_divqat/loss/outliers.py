@@ -130,14 +130,14 @@ def outliers_like(
             )
         sought = (count + int(torch.randint(2, ()))) // 2 if others else count
         made = _in_range_of(images, seek(images, sought))
-    counts = _parts(count - len(made), len(others))
+    counts = _parts(count - len(made), len(others), images.device)
     rest = [MAKERS[kind](images, n) for kind, n in zip(others, counts, strict=True) if n]
     return torch.cat([made, *rest])
 
 
-def _parts(count: int, number: int) -> list[int]:
+def _parts(count: int, number: int, device: torch.device) -> list[int]:
     if count < number:  # or small batches would never meet the last kinds
-        return [int(rank < count) for rank in torch.randperm(number)]
+        return [int(rank < count) for rank in torch.randperm(number, device=device)]
     return [count // number + (rank < count % number) for rank in range(number)]
 
 

@@ -16,6 +16,7 @@ from torch.optim.adam import adam
 
 from brevitas_divqat.errors import ConfigError
 from brevitas_divqat.loss.watch import Ask, plain
+from brevitas_divqat.seeding import seeded
 
 __all__ = ["LEAVE_OUT", "Seeker"]
 
@@ -57,10 +58,14 @@ class Seeker(nn.Module):
 
     def __init__(self, channels: int, height: int, width: int) -> None:
         super().__init__()
-        net = _Generator(channels, height, width)
+        # Of its own random numbers: whoever counts on the training's finds them in their place.
+        with seeded(torch.initial_seed(), "seeker"):
+            net = _Generator(channels, height, width)
         weights = nn.utils.parameters_to_vector(net.parameters()).detach()
         # In a tuple, so that nn.Module does not register it as a part of this one.
         self._net = (net.to("meta"),)
+        self._channels = channels
+        self._last: tuple[Tensor, Tensor] | None = None  # a latent, and the images made of it
         self.register_buffer("shape", torch.tensor((channels, height, width)))
         self.register_buffer("weights", weights)
         self.register_buffer("first", torch.zeros_like(weights))
@@ -94,15 +99,28 @@ class Seeker(nn.Module):
             ConfigError: if the images have other channels than before, or the network answers no
                 logits or passes no gradient to its inputs.
         """
-        if images.shape[1] != self.shape[0]:
+        if images.shape[1] != self._channels:
             raise ConfigError(
                 f"the images have {images.shape[1]} channels, and outliers of kind generated were "
-                f"sought for images of {int(self.shape[0])}: make a new DivQATLoss for these"
+                f"sought for images of {self._channels}: make a new DivQATLoss for these"
             )
         latent = torch.randn(max(count, CROWD), LATENT).to(self.weights)
+        if _in_backward_pass():
+            return self._again(latent)[:count]
         made, gradient = self._asked(images, latent, ask)
         self._learn(gradient)
+        self._last = latent, made.detach()
         return made[:count].detach()
+
+    def _again(self, latent: Tensor) -> Tensor:
+        """Return what a checkpointed pass had, which runs a second time."""
+        if self._last is None or not torch.equal(latent, self._last[0]):
+            raise ConfigError(
+                "a checkpointed pass runs again, and is not the last one that had outliers of kind "
+                "generated: call backward() after each, use torch.utils.checkpoint with "
+                f"use_reentrant=False and preserve_rng_state=True, or {LEAVE_OUT}"
+            )
+        return self._last[1]
 
     def _made(self, weights: Tensor, latent: Tensor, images: Tensor) -> Tensor:
         (net,) = self._net
@@ -177,6 +195,11 @@ class _Generator(nn.Module):
     def forward(self, latent: Tensor, size: torch.Size) -> Tensor:
         maps = F.interpolate(self.coarse(latent), size=size)
         return torch.sigmoid(self.fine(maps))
+
+
+def _in_backward_pass() -> bool:
+    """Tell whether autograd is running: the forward pass then is a checkpoint's second one."""
+    return bool(torch._C._current_graph_task_id() != -1)  # as torch.utils.checkpoint asks
 
 
 def _same(tensor: Tensor) -> Tensor:

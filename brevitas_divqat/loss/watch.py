@@ -42,7 +42,7 @@ used."""
 BY_HAND = {
     False: "call criterion(logits, targets, inputs)",
     True: "make the criterion without model=, and call criterion(model(inputs), targets, inputs) "
-    "with inputs = criterion.with_outliers(images)",
+    "with inputs = criterion.with_outliers(images, model)",
 }
 """How the loss learns the inputs where no hook can find them; True with outliers."""
 
@@ -89,7 +89,7 @@ class Watch:
         outliers: Callable[[Tensor, Ask], Tensor] | None = None,
     ) -> None:
         self._outliers = outliers
-        self._made: Tensor | None = None  # the last pass's outliers
+        self._made = 0  # how many outliers the pass has that is under way
         self.last: ForwardPass | None = None
         self._begun: ForwardPass | None = None
         self._by_hand = BY_HAND[outliers is not None]
@@ -145,9 +145,8 @@ class Watch:
             with evaluating(module):  # what other hooks do to the inputs has been done
                 yield module.forward(*asked, **named)
 
-        if self._made is None or not _in_backward_pass():
-            self._made = self._outliers(images[0], ask)
-        made = self._made
+        made = self._outliers(images[0], ask)
+        self._made = len(made)
         asked, named = tree_map_only(Tensor, lambda _: made, (args, kwargs))
         self._begun = ForwardPass(asked, named, _versions(asked, named))
         extended: tuple[tuple[Any, ...], dict[str, Any]] = tree_map_only(
@@ -156,13 +155,21 @@ class Watch:
         return extended
 
     def _check_alone(self, module: nn.Module) -> None:
-        """Refuse a second criterion's hooks: either would take the other's outliers for images."""
-        hooks = (hook for part in module.modules() for hook in part._forward_pre_hooks.values())
-        owners = (getattr(hook, "__self__", None) for hook in hooks)
-        others = [o for o in owners if isinstance(o, Watch) and o is not self and o._model]
-        if any(watch._outliers is not None for watch in (*others, self) if others):
+        """Refuse a second criterion's hooks that would take outliers for images, or add to them.
+
+        A part with outliers takes its own off again; a part without takes the whole's for images.
+        """
+        others = 0
+        for part in module.modules():
+            for hook in part._forward_pre_hooks.values():
+                other = getattr(hook, "__self__", None)
+                if not isinstance(other, Watch) or other is self or other._model is None:
+                    continue
+                added = [watch._outliers is not None for watch in (self, other)]
+                others += any(added) if part is module else all(added)
+        if others:
             raise ConfigError(
-                f"the model {type(module).__name__} is watched by {1 + len(others)} DivQATLoss, "
+                f"the model {type(module).__name__} is watched by {1 + others} DivQATLoss, "
                 "and outliers can be added for one: delete those that no longer train it, or make "
                 "them without model="
             )
@@ -174,14 +181,14 @@ class Watch:
         if self._begun is None:
             return None
         self.last, self._begun = self._begun, None
-        if (made := self._made) is not None:
+        if self._outliers is not None:
             logits = plain(output)
-            if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) <= len(made):
+            if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) <= self._made:
                 raise ConfigError(
                     f"the model {type(module).__name__} returns no logits of shape (N, C) alone, "
                     "from which the outliers' could be told: choose preset F3, which makes none"
                 )
-            output, self.last.outlier_logits = logits.tensor_split((-len(made),))
+            output, self.last.outlier_logits = logits.tensor_split((-self._made,))
         self.last.output = output
         return output
 
@@ -265,11 +272,6 @@ def answers_of(model: nn.Module) -> Ask:
             yield model(images)
 
     return ask
-
-
-def _in_backward_pass() -> bool:
-    """Tell whether autograd is running: the forward pass then is a checkpoint's second one."""
-    return bool(torch._C._current_graph_task_id() != -1)  # as torch.utils.checkpoint asks
 
 
 def _no_replicas(name: str) -> str:

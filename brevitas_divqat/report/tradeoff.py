@@ -37,7 +37,10 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "osv^D<"
 _PANELS = 3
 """Attacks side by side."""
-_COMPARED = "a trade-off compares victims that differ in alpha, bits and seed alone"
+_COMPARED = (
+    "a trade-off compares victims that differ in alpha, seed, and bits of weights and activations "
+    "alone"
+)
 _IN_COMMON = ("data", "model", "parameters", "bits.edge", "bits.input", "split", "images")
 Bits = tuple[int, int]
 

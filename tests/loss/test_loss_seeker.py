@@ -200,15 +200,16 @@ def test_the_model_is_left_as_it_was(images: Tensor, targets: Tensor, watched: b
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)  # a gradient that is being accumulated
     if watched:
+        seen: list[Tensor] = []
+        model.conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         loss = criterion(model(images), targets)
-        torch.manual_seed(4)
-        batch = torch.cat([images, model.norm.running_mean.new_zeros(6, 1, 6, 6)])
+        twin(seen[-1])
     else:
         batch = criterion.with_outliers(images, model)
         assert all(torch.equal(a, b) for a, b in zip(model.buffers(), twin.buffers(), strict=True))
         loss = criterion(model(batch), targets, batch)
         twin(batch)
-        assert all(torch.equal(a, b) for a, b in zip(model.buffers(), twin.buffers(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), twin.buffers(), strict=True))
     assert model.modes == [(False, CROWD), (True, 18)]
     assert (model.training, model.norm.training, model.conv.training) == (True, False, True)
     assert all((p.grad == 1).all() for p in model.parameters() if p.grad is not None)
@@ -262,16 +263,17 @@ def test_what_earlier_hooks_did_is_done_once(images: Tensor) -> None:
     assert criterion.training
 
 
+@pytest.mark.parametrize("kinds", [ALL, ALL[:3]])
 @pytest.mark.parametrize("whole", [False, True])
 def test_checkpoints_see_the_outliers_of_their_pass(
-    images: Tensor, targets: Tensor, whole: bool
+    images: Tensor, targets: Tensor, whole: bool, kinds: tuple[OutlierKind, ...]
 ) -> None:
     gradients, states = [], []
     for kept in (None, {"use_reentrant": False}):
         torch.manual_seed(0)
         model = Network(True)
-        model.act = nn.Identity()  # whose statistics a second pass collects again
-        criterion = DivQATLoss(Network(False), model=model, outliers=ALL)
+        model.act = nn.Dropout()  # and no statistics, which a second pass collects again
+        criterion = DivQATLoss(Network(False), model=model, outliers=kinds)
         if whole and kept is not None:
             logits = checkpoint(model, images, **kept)
         else:
@@ -285,6 +287,17 @@ def test_checkpoints_see_the_outliers_of_their_pass(
     assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
 
 
+def test_a_checkpointed_pass_before_the_last_is_refused(images: Tensor, targets: Tensor) -> None:
+    model = Network(True)
+    model.act = nn.Identity()
+    criterion = DivQATLoss(Network(False), model=model, outliers=ALL)
+    total = torch.zeros(())
+    for _ in range(2):
+        total = total + criterion(checkpoint(model, images, use_reentrant=False), targets)
+    with pytest.raises(ConfigError, match=r"call backward\(\) after each"):
+        total.backward()
+
+
 def test_a_gradient_that_cannot_be_taken_is_refused(images: Tensor) -> None:
     model = Network(True)
     model.checkpointed = {"use_reentrant": True}
@@ -292,12 +305,24 @@ def test_a_gradient_that_cannot_be_taken_is_refused(images: Tensor) -> None:
         DivQATLoss(Network(False), outliers=ALL).with_outliers(images, model)
 
 
-def test_a_criterion_of_a_part_is_noticed(images: Tensor) -> None:
+@pytest.mark.parametrize(
+    ("of_whole", "of_part", "refused"),
+    [(ALL, ALL, True), (ALL, (), False), ((), ALL, False), ((), (), False)],
+)
+def test_outliers_of_outliers_are_refused(
+    images: Tensor, of_whole: Any, of_part: Any, refused: bool
+) -> None:
     model = Network(True)
     whole = nn.Sequential(model)
-    criteria = [DivQATLoss(Network(False), model=part, outliers=ALL) for part in (whole, model)]
-    with pytest.raises(ConfigError, match="is watched by 2 DivQATLoss"):
-        whole(images)
+    criteria = [
+        DivQATLoss(Network(False), model=part, outliers=kinds)
+        for part, kinds in ((whole, of_whole), (model, of_part))
+    ]
+    if refused:
+        with pytest.raises(ConfigError, match="is watched by 2 DivQATLoss"):
+            whole(images)
+    else:
+        assert len(whole(images)) == len(images)
     assert len(criteria) == 2
 
 
@@ -345,19 +370,38 @@ def test_a_damaged_state_is_refused(images: Tensor) -> None:
         DivQATLoss(Network(False), outliers=ALL).load_state_dict(state)
 
 
-def test_the_search_follows_to_devices_and_stays_in_32_bits(images: Tensor) -> None:
+def test_the_search_stays_in_32_bits(images: Tensor) -> None:
     criterion = DivQATLoss(Network(False), outliers=ALL)
     criterion.with_outliers(images, Network(True))
     criterion.half()
     kept = [value.dtype for value in criterion.buffers() if value.is_floating_point()]
     assert kept
     assert set(kept) == {torch.float32}
-    later = DivQATLoss(Network(False), outliers=ALL).to("meta")
+
+
+def test_a_loaded_search_goes_where_the_images_are(images: Tensor) -> None:
+    criterion, later = (DivQATLoss(Network(False), outliers=["generated"]) for _ in range(2))
+    criterion.with_outliers(images, Network(True))
     later.load_state_dict(criterion.state_dict())
     seeker = later.outliers.seeker
     assert seeker is not None
-    later.outliers(torch.rand(4, 1, 6, 6), asking(lambda x: x.flatten(1)))
-    assert seeker.weights.device == torch.device("cpu"), "where the images are"
+    there = images.to("meta")  # where nothing can be computed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seeker, "forward", lambda images, count, ask: there[:count])
+        later.outliers(there, asking(lambda x: x.flatten(1)))
+    assert seeker.weights.device.type == "meta"
+
+
+def test_a_search_leaves_the_random_numbers_of_others_alone(images: Tensor) -> None:
+    criterion, later = (DivQATLoss(Network(False), outliers=ALL) for _ in range(2))
+    model, states = Network(True), []
+    for _ in range(2):  # the first makes the generator
+        torch.manual_seed(0)
+        criterion.with_outliers(images, model)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+    later.load_state_dict(criterion.state_dict())
+    assert torch.equal(torch.get_rng_state(), states[-1])
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
