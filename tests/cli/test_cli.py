@@ -142,7 +142,9 @@ def refused(capfd: Capture, folder: Path, argv: list[str], *parts: str) -> None:
         pytest.param("--weighting convex --alpha 1", ["alpha", "below 1"], id="convex-1"),
         pytest.param("--preset F2", ["preset", "F2"], id="unknown-preset"),
         pytest.param(
-            "--outliers textures", ["some of 'textures', 'patches', 'shapes', 'generated' in"], id="kind"
+            "--outliers textures",
+            ["some of 'textures', 'patches', 'shapes', 'generated' in"],
+            id="kind",
         ),
         pytest.param("--outliers [shape]", ["some of 'textures'", "'shape'"], id="unknown-kind"),
         pytest.param("--budget 0", ["budget", "0"], id="budget-0"),
