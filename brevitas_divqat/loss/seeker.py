@@ -64,7 +64,7 @@ class Seeker(nn.Module):
         weights = nn.utils.parameters_to_vector(net.parameters()).detach()
         # In a tuple, so that nn.Module does not register it as a part of this one.
         self._net = (net.to("meta"),)
-        self._channels = channels
+        self._channels = channels  # as in `shape`, which a GPU would have to be waited for
         self._last: tuple[Tensor, Tensor] | None = None  # a latent, and the images made of it
         self.register_buffer("shape", torch.tensor((channels, height, width)))
         self.register_buffer("weights", weights)
