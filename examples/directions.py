@@ -8,7 +8,7 @@ it prints the names::
     the quantiser as the place: quantiser, quantiser-outliers, scales, rounding
     what outliers are answered: outliers, uniform, constant, least-likely, rolled, decoy, surrogate
     how they meet BatchNorm: own-pass, frozen
-    which images: mixup, noise, signs, adversarial, given
+    which images: mixup, noise, signs, adversarial, given, given-too
     baselines: confidence, nasty, nasty-qat
 
 and with a run of `divqat train --method qat` and a name it trains a network from the run's
@@ -39,6 +39,7 @@ from brevitas_divqat.loss.outliers import outliers_like
 from brevitas_divqat.progress import bar
 from brevitas_divqat.training import (
     CheckpointInfo,
+    augmentation_of,
     cross_entropy,
     fit,
     load_checkpoint,
@@ -69,6 +70,7 @@ class Direction(DivQATLoss):
     images = None  # which images are appended to the batch
     adds_share = 0.5
     cap = math.inf  # of a sample's divergence on outliers
+    augment = None  # what varies the images that are appended as the training images are varied
 
     def __init__(self, reference, model, weight, steps, images):
         super().__init__(reference, preset="F3")
@@ -89,7 +91,8 @@ class Direction(DivQATLoss):
         return torch.cat([x, self.made(x)])
 
     def made(self, x):
-        return self.images(x, max(1, int(self.adds_share * len(x)))).detach()
+        made = self.images(x, max(1, int(self.adds_share * len(x)))).detach()
+        return made if self.augment is None else self.augment(made)
 
     def forward(self, logits, targets, inputs):
         n = len(targets)
@@ -395,6 +398,14 @@ class Given(OutlierF3):
         return torch.from_numpy(chosen).to(x.dtype) / 256
 
 
+class GivenToo(Given):
+    """F3 on images of --images for the one half, outliers for the other."""
+
+    def images(self, x, count):
+        half = count // 2
+        return torch.cat([super().images(x, half), outliers_like(x, KINDS, count - half)])
+
+
 # Baselines
 
 
@@ -436,6 +447,7 @@ GROUPS = {
         "signs": Signs,
         "adversarial": Adversarial,
         "given": Given,
+        "given-too": GivenToo,
     },
     "baselines": {"confidence": Confidence, "nasty": None, "nasty-qat": None},
 }
@@ -443,6 +455,7 @@ DIRECTIONS = {name: kind for group in GROUPS.values() for name, kind in group.it
 NASTY = ("nasty", "nasty-qat")
 """Nasty Teacher (ICLR 2021) in full precision, then quantised: calibrated alone, or trained on."""
 FROM_PLAIN = ("scales", "rounding")
+CAPPED = [name for name, kind in DIRECTIONS.items() if kind and issubclass(kind, OutlierF3)]
 
 
 def config_of(run):
@@ -495,6 +508,7 @@ def train(run, name, weight, images, out, epochs, cap=None):
     else:
         model = load_checkpoint(run / "qat")[0] if name in FROM_PLAIN else quantized(reference)
         criterion = DIRECTIONS[name](reference, model, weight, steps, images)
+        criterion.augment = augmentation_of(own.augmentation)
         if cap is not None:
             criterion.cap = cap
         result = fitted(model, criterion, own)
@@ -524,9 +538,9 @@ def main():
     parser.add_argument("run", type=Path, nargs="?", help="a folder of `divqat train`")
     parser.add_argument("name", choices=DIRECTIONS, nargs="?")
     parser.add_argument("--weight", type=float, default=0.04)
-    parser.add_argument("--cap", type=float, help="of a sample's divergence on outliers by F3")
+    parser.add_argument("--cap", type=float, help="of a sample's divergence on outliers")
     parser.add_argument("--epochs", type=int, help="the run's by default")
-    parser.add_argument("--images", type=Path, help="of `given`: .npy of 8-bit pixels")
+    parser.add_argument("--images", type=Path, help="of `given` and `given-too`: .npy of 8-bit pixels")
     parser.add_argument("--out", type=Path)
     settings = parser.parse_args()
     if settings.run is None:
@@ -537,11 +551,12 @@ def main():
         parser.error("give a run, a name and --out")
     if settings.out.exists():
         parser.error(f"{settings.out} exists: choose another --out")
-    if (settings.name == "given") != (settings.images is not None):
-        parser.error("--images belongs to `given`, and `given` needs it")
-    capped = DIRECTIONS[settings.name]
-    if settings.cap is not None and not (capped and issubclass(capped, OutlierF3)):
-        parser.error(f"--cap has no effect on {settings.name}: it caps F3 on outliers")
+    if settings.name.startswith("given") != (settings.images is not None):
+        parser.error("--images belongs to `given` and `given-too`, which need it")
+    if settings.cap is not None and settings.name not in CAPPED:
+        parser.error(f"--cap has no effect on {settings.name}: it belongs to {', '.join(CAPPED)}")
+    if settings.cap is not None and not 0 < settings.cap < math.inf:
+        parser.error(f"--cap is {settings.cap}: it must be more than 0, or left out for no cap")
     images = None
     if settings.images is not None:
         info = load_checkpoint(settings.run / "float")[1]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from brevitas_divqat.cli import main
+from brevitas_divqat.data import DataConfig, load
 from brevitas_divqat.evaluation import export
 from brevitas_divqat.executors import open_executor
 from brevitas_divqat.training import load_checkpoint
@@ -71,7 +72,7 @@ def test_rounding_stays_within_half_a_step(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_capped_sample_counts_no_more(run: Path, tmp_path: Path) -> None:
-    settings = {"free": (0.0, None), "capped": (0.04, 0.0), "uncapped": (0.04, None)}
+    settings = {"free": (0.0, None), "capped": (0.04, 1e-30), "uncapped": (0.04, None)}
     victims = {}
     for name, (weight, cap) in settings.items():
         DIRECTIONS.train(run, "outliers", weight, None, tmp_path / name, 1, cap)
@@ -84,13 +85,43 @@ def test_a_capped_sample_counts_no_more(run: Path, tmp_path: Path) -> None:
     assert equal == {"capped": True, "uncapped": False}
 
 
+@pytest.mark.parametrize(
+    ("name", "cap", "message"),
+    [
+        ("cosine", "3", "--cap has no effect on cosine: it belongs to scales, "),
+        ("own-pass", "3", "--cap has no effect on own-pass"),
+        ("outliers", "-3", "--cap is -3.0: it must be more than 0"),
+        ("outliers", "0", "--cap is 0.0: it must be more than 0"),
+        ("outliers", "inf", "--cap is inf: it must be more than 0"),
+        ("outliers", "nan", "--cap is nan: it must be more than 0"),
+    ],
+)
 def test_a_cap_without_effect_is_refused(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    tmp_path: Path,
+    name: str,
+    cap: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    argv = ["directions.py", str(run), "cosine", "--cap", "3", "--out", str(tmp_path / "v")]
+    argv = ["directions.py", str(run), name, f"--cap={cap}", "--out", str(tmp_path / "v")]
     monkeypatch.setattr("sys.argv", argv)
     with pytest.raises(SystemExit) as stopped:
         DIRECTIONS.main()
     assert stopped.value.code == 2
-    assert "--cap has no effect on cosine" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "v").exists()
+
+
+def test_images_that_are_appended_are_augmented_as_the_training_images_are(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds: list[str] = []
+
+    def noted(kind: str) -> None:
+        kinds.append(kind)
+
+    monkeypatch.setattr(DIRECTIONS, "augmentation_of", noted)
+    DIRECTIONS.train(run, "outliers", 0.04, None, tmp_path / "victim", 1)
+    assert kinds == [load(DataConfig("digits"), foreign=False).augmentation]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,16 +33,22 @@ class _Diverging(nn.Module):
         reference: the full-precision twin, on the trained network's device. It is frozen here,
             and is no part of any ``state_dict``.
         config: of the divergence.
+        augment: varies the outliers as the trainer varies its images, see `DivQATLoss`.
 
     Attributes:
         step: training steps so far, for the warm-up.
         last: the divergence of the last training batch, in nats times T²; None before the first.
     """
 
-    def __init__(self, reference: nn.Module, config: LossConfig) -> None:
+    def __init__(
+        self,
+        reference: nn.Module,
+        config: LossConfig,
+        augment: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
-        self.outliers = Outliers(config.kinds, config.share)
+        self.outliers = Outliers(config.kinds, config.share, augment)
         # In a tuple, so that nn.Module does not register it as a part of this one.
         self._reference = (reference.eval().requires_grad_(False),)
         self._asked: Tensor | None = None  # the images that the divergence is taken on

@@ -22,10 +22,12 @@ from brevitas_divqat.bnn_pynq import checkpoints
 from brevitas_divqat.bnn_pynq.arguments import Settings
 from brevitas_divqat.bnn_pynq.criterion import DivQATCrossEntropyLoss, DivQATSqrHingeLoss
 from brevitas_divqat.bnn_pynq.networks import Network
+from brevitas_divqat.data import Augmentation
 from brevitas_divqat.errors import CheckpointError, ConfigError, DataError, ExportError
 from brevitas_divqat.inspection import unwrapped
 from brevitas_divqat.loss import LossConfig
 from brevitas_divqat.seeding import generator
+from brevitas_divqat.training import augmentation_of
 
 __all__ = ["DivQATTrainer"]
 
@@ -33,6 +35,8 @@ BEST, LATEST = "best.tar", "checkpoint.tar"
 # The images held out are the same ones whatever --random_seed is, so that twin, plain and DivQAT
 # training of a comparison share them.
 SPLIT_SEED = 0
+# What Brevitas' trainer does to its training images.
+AUGMENTATIONS: dict[str, Augmentation] = {"MNIST": "none", "CIFAR10": "shift-flip"}
 
 
 @contextmanager
@@ -213,7 +217,8 @@ class DivQATTrainer(brevitas_trainer.Trainer):
         hinge = self.args.loss == "SqrHinge"
         kind = DivQATSqrHingeLoss if hinge else DivQATCrossEntropyLoss
         model = reference.model.to(self.device)
-        self.criterion = kind(model, self.settings.loss).to(self.device)
+        augment = augmentation_of(AUGMENTATIONS[self.network.config.get("MODEL", "DATASET")])
+        self.criterion = kind(model, self.settings.loss, augment).to(self.device)
 
     def _resume(self, package: dict[str, Any]) -> None:
         """Take up a training after the epoch that a checkpoint was written in."""

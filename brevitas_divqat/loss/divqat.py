@@ -97,6 +97,11 @@ class DivQATLoss(nn.Module):
         outliers: kinds of outliers that `with_outliers` makes, of ``"textures"``, ``"patches"``,
             ``"shapes"`` and ``"generated"``; by default the preset's, which are the first three.
         outlier_share: outliers per training image; 0.5 by default.
+        augment: a function of (M, C, H, W) that varies the outliers as your loader varies the
+            training images (shifts that let a black border in, flips), for example
+            ``augmentation_of("shift-flip")`` of `brevitas_divqat.training`. Where the training
+            images are augmented and the outliers are not, the network tells one from the other by
+            the borders, and takes images without them, which it is deployed on, for outliers.
         base: the loss of (logits, targets) in the cross-entropy's place, for example
             ``nn.CrossEntropyLoss(weight=…)``.
         cache: keep the reference's logits of so many inputs, and run it on inputs that are new
@@ -146,6 +151,7 @@ class DivQATLoss(nn.Module):
         label_smoothing: float = 0.0,
         outliers: Sequence[OutlierKind] | None = None,
         outlier_share: float | None = None,
+        augment: Callable[[Tensor], Tensor] | None = None,
         base: Callable[[Tensor, Tensor], Tensor] | None = None,
         cache: int | None = None,
     ) -> None:
@@ -176,7 +182,14 @@ class DivQATLoss(nn.Module):
         self._reference = (_frozen(reference, model),)
         self._cache = None if cache is None else LogitCache(cache)
         watched = None if model is None else watchable(model)
-        self.outliers = Outliers(self.config.kinds, self.config.share)
+        if augment is not None and not callable(augment):
+            raise ConfigError(f"augment is {augment!r}: give a function of a batch of images")
+        if augment is not None and not self.config.kinds:
+            raise ConfigError(
+                f"augment is given with preset {preset}, which makes no outliers, and has no "
+                "effect: leave it out, or name the outliers' kinds"
+            )
+        self.outliers = Outliers(self.config.kinds, self.config.share, augment)
         needless = watched is None or self.config.weight == 0
         make = self.outliers if self.config.kinds else None
         self._watch = None if needless else Watch(watched, make)

@@ -39,6 +39,7 @@ class Outliers(nn.Module):
     Args:
         kinds: one or more, or none for a module that is not called.
         share: how many to make per image, rounded down, but 1 or more.
+        augment: varies the outliers as the images have been varied, see `DivQATLoss`.
 
     Attributes:
         seeker: of the kind generated, which is made for the first batch; None before, and where
@@ -47,9 +48,14 @@ class Outliers(nn.Module):
 
     seeker: Seeker | None
 
-    def __init__(self, kinds: Sequence[OutlierKind], share: float) -> None:
+    def __init__(
+        self,
+        kinds: Sequence[OutlierKind],
+        share: float,
+        augment: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
-        self.kinds, self.share = tuple(kinds), share
+        self.kinds, self.share, self.augment = tuple(kinds), share, augment
         self.register_module("seeker", None)
 
     @torch.no_grad()
@@ -61,8 +67,9 @@ class Outliers(nn.Module):
             ask: answers images in evaluation mode; needed for the kind generated.
 
         Raises:
-            ConfigError: if the batch is not of floating-point images of 2x2 or more, or there is
-                nobody to ask.
+            ConfigError: if the batch is not of floating-point images of 2x2 or more, there is
+                nobody to ask, or the augmentation returns something else than images of that shape
+                and type.
         """
         large_enough = images.ndim == 4 and min(images.shape[2:]) >= 2 and len(images) > 0
         if not large_enough or not images.is_floating_point():
@@ -73,11 +80,26 @@ class Outliers(nn.Module):
             )
         count = max(1, int(round(len(images) * self.share, ROUNDED)))
         if "generated" not in self.kinds or ask is None:
-            return outliers_like(images, self.kinds, count)
+            return self._augmented(outliers_like(images, self.kinds, count))
         if self.seeker is None:
             self.seeker = Seeker.like(images)
         seeker = self.seeker.to(images.device)  # a loaded state may be elsewhere
-        return outliers_like(images, self.kinds, count, partial(seeker, ask=ask))
+        return self._augmented(outliers_like(images, self.kinds, count, partial(seeker, ask=ask)))
+
+    def _augmented(self, made: Tensor) -> Tensor:
+        if self.augment is None:
+            return made
+        varied = self.augment(made)
+        if not isinstance(varied, Tensor):
+            found = f"a {type(varied).__name__}"
+        elif (varied.shape, varied.dtype, varied.device) != (made.shape, made.dtype, made.device):
+            found = f"{varied.dtype} of shape {tuple(varied.shape)} on {varied.device}"
+        else:
+            return varied
+        raise ConfigError(
+            f"augment returns {found} for outliers of {made.dtype} and shape {tuple(made.shape)} "
+            f"on {made.device}: give a function of a batch of images that keeps these"
+        )
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from brevitas_divqat.training.augmentation import augmentation_of
 from brevitas_divqat.training.calibration import calibrate, uncalibrated
 from brevitas_divqat.training.checkpoint import (
     CheckpointInfo,
@@ -34,6 +35,7 @@ __all__ = [
     "FitResult",
     "Method",
     "TrainingConfig",
+    "augmentation_of",
     "calibrate",
     "check_fit",
     "cross_entropy",

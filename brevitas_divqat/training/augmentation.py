@@ -3,28 +3,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from brevitas_divqat.data import Augmentation
 
-__all__ = ["augment", "shifted_copies"]
+__all__ = ["augment", "augmentation_of", "shifted_copies"]
 
 SHIFT = 1 / 8
 """The furthest shift, as a fraction of the image's side: 4 pixels of 32, 3 of 28, 1 of 8."""
 
 
-def augment(images: Tensor, kind: Augmentation, generator: torch.Generator) -> Tensor:
+def augment(images: Tensor, kind: Augmentation, generator: torch.Generator | None = None) -> Tensor:
     """Shift each image by up to an eighth of its side over black, and mirror half of them.
 
     Args:
-        images: (N, C, H, W) uint8.
+        images: (N, C, H, W) of any type in which black is 0.
         kind: ``"none"``, ``"shift"``, or ``"shift-flip"`` (left to right).
-        generator: source of randomness, on the CPU.
+        generator: source of randomness, on the CPU; torch's own by default.
 
     Returns:
-        (N, C, H, W) uint8, new images; the same tensor for ``"none"``.
+        (N, C, H, W) of the same type, new images; the same tensor for ``"none"``.
     """
     if kind == "none":
         return images
@@ -36,6 +39,11 @@ def augment(images: Tensor, kind: Augmentation, generator: torch.Generator) -> T
     if kind == "shift-flip":
         mirrored = torch.rand(n, generator=generator) < 0.5
     return _crop(images, top, left, mirrored)
+
+
+def augmentation_of(kind: Augmentation) -> Callable[[Tensor], Tensor] | None:
+    """Return `augment` of a kind with torch's own random numbers, for `DivQATLoss`; or None."""
+    return None if kind == "none" else partial(augment, kind=kind)
 
 
 def shifted_copies(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -106,11 +106,13 @@ def fit(
         TrainingDiverged: if the loss becomes NaN or infinite; the state of the last good epoch
             stays in ``folder``.
         DataError: if there are fewer images than one batch needs.
-        ConfigError: if the device is not there, or an activation quantizer is still collecting
-            statistics, which no state could hold, while a folder is given.
+        ConfigError: if the device is not there, an activation quantizer is still collecting
+            statistics, which no state could hold, while a folder is given, or the images are
+            augmented and the criterion's outliers are not.
     """
     if folder:
         _check_calibrated(model)
+    _check_outliers(criterion, config)
     state_file = folder / STATE_FILE if folder else None
     state = load_state(state_file) if state_file and resume and state_file.exists() else None
     if state:
@@ -144,6 +146,17 @@ def fit(
         best_epoch=best_epoch,
         validation_accuracy=history[best_epoch - 1].get("validation_accuracy"),
     )
+
+
+def _check_outliers(criterion: Criterion, config: FitConfig) -> None:
+    if not isinstance(criterion, DivQATLoss) or not criterion.config.kinds:
+        return
+    if config.augmentation != "none" and criterion.outliers.augment is None:
+        raise ConfigError(
+            f"augmentation is {config.augmentation} and the criterion does not augment its "
+            "outliers, which the network would tell by their whole borders: make it with "
+            f'DivQATLoss(…, augment=augmentation_of("{config.augmentation}"))'
+        )
 
 
 class _Run:

@@ -16,6 +16,7 @@ from brevitas_divqat.loss import DivQATLoss, LossConfig
 from brevitas_divqat.models import ModelConfig, build, load_float_weights
 from brevitas_divqat.progress import Progress, silent
 from brevitas_divqat.seeding import generator, seeded
+from brevitas_divqat.training.augmentation import augmentation_of
 from brevitas_divqat.training.calibration import calibrate
 from brevitas_divqat.training.checkpoint import (
     CheckpointInfo,
@@ -142,7 +143,10 @@ def train_quantized(
         return load_checkpoint(folder)[0]
     model = start_quantized(reference, model_config, training, dataset, seed=seed)
     options = asdict(loss) | ({"alpha": 0.0} if method == "qat" else {})
-    criterion = DivQATLoss(reference, **options)
+    vary = training.fit_config(quantized=True, augmentation=dataset.augmentation).augmentation
+    criterion = DivQATLoss(
+        reference, **options, augment=augmentation_of(vary) if loss.kinds else None
+    )
     described = asdict(loss) if method == "divqat" else {"label_smoothing": loss.label_smoothing}
     _fit_and_save(
         model,

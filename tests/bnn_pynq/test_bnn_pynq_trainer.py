@@ -134,6 +134,8 @@ def test_outliers_are_seen_in_training_alone(
         "--divqat_outliers patches shapes --divqat_outlier_share 0.75"
     )
     trainer = prepared([*flags, *text.split()])
+    shifted = trainer.criterion.outliers.augment(torch.ones(200, 3, 32, 32))
+    assert (shifted[:, :, 0] == 0).any(), "as Brevitas' trainer shifts its images of CIFAR-10"
     seen: list[tuple[bool, int]] = []
 
     def note(model: Any, inputs: Any, scores: Any) -> None:

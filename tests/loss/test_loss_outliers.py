@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from brevitas_divqat.errors import ConfigError
 from brevitas_divqat.loss import DivQATLoss, OutlierKind, Outliers, divergence, outliers_like
 from brevitas_divqat.loss.outliers import MAKERS
-from brevitas_divqat.training import FitConfig, fit
+from brevitas_divqat.training import FitConfig, augmentation_of, fit
 
 ALL: Sequence[OutlierKind] = get_args(OutlierKind)
 KINDS: Sequence[OutlierKind] = tuple(MAKERS)  # those that nobody need be asked for
@@ -196,6 +196,51 @@ def test_a_watched_model_meets_the_outliers_unseen_by_the_loop(
         criterion(logits, targets, images)
 
 
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("kinds", [KINDS, ALL])
+def test_outliers_are_augmented_as_asked_and_training_images_are_not(
+    images: Tensor, watched: bool, kinds: list[OutlierKind]
+) -> None:
+    reference, model = Classifier(False), Classifier(True)
+    seen: list[Tensor] = []
+
+    def halved(outliers: Tensor) -> Tensor:
+        seen.append(outliers)
+        return outliers / 2
+
+    model.register_forward_hook(lambda _, args, __: seen.append(args[0]))
+    criterion = DivQATLoss(
+        reference, model=model if watched else None, outliers=kinds, augment=halved
+    )
+    model(criterion.with_outliers(images, model))
+    made, batch = [x for x in seen if len(x) == IMAGES // 2][0], seen[-1]
+    assert torch.equal(batch[:IMAGES], images)
+    assert torch.equal(batch[IMAGES:], made / 2)
+    assert copy.deepcopy(criterion).outliers.augment is halved
+
+
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [
+        (lambda x: x[1:], r"augment returns torch.float32 of shape \(5, 3, 4, 4\) on cpu"),
+        (lambda x: x.double(), "augment returns torch.float64"),
+        (lambda x: None, "augment returns a NoneType"),
+    ],
+)
+def test_an_augmentation_that_makes_something_else_is_refused(
+    images: Tensor, augment: Any, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DivQATLoss(Classifier(False), augment=augment).with_outliers(images)
+
+
+def test_an_augmentation_without_effect_is_refused() -> None:
+    with pytest.raises(ConfigError, match="augment is 'flip': give a function"):
+        DivQATLoss(Classifier(False), augment="flip")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="preset F3, which makes no outliers"):
+        DivQATLoss(Classifier(False), preset="F3", augment=torch.neg)
+
+
 @pytest.mark.parametrize("wrapper", ["DistributedDataParallel", "torch.compile"])
 def test_a_wrapped_model_meets_outliers_too(
     images: Tensor, targets: Tensor, wrapper: str, tmp_path: Path
@@ -342,6 +387,20 @@ def test_a_cache_of_outliers_is_refused() -> None:
 
 
 # --- a training --------------------------------------------------------------------------------
+
+
+def test_augmented_images_beside_outliers_that_are_not_are_refused() -> None:
+    pixels, labels = np.zeros((8, 3, 4, 4), dtype=np.uint8), np.zeros(8, dtype=np.int64)
+    config = FitConfig(1, batch_size=8, device="cpu", augmentation="shift-flip")
+    criterion = DivQATLoss(Classifier(False), outliers=KINDS)
+    with pytest.raises(ConfigError, match="tell by their whole borders: make it with DivQATLoss"):
+        fit(Classifier(True), criterion, pixels, labels, config=config, seed=0)
+    vary = augmentation_of("shift-flip")
+    for harmless in (
+        DivQATLoss(Classifier(False), outliers=KINDS, augment=vary),
+        DivQATLoss(Classifier(False), preset="F3"),
+    ):
+        fit(Classifier(True), harmless, pixels, labels, config=config, seed=0)
 
 
 def test_a_training_with_outliers_goes_on_bit_for_bit(tmp_path: Any) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from brevitas_divqat.training.augmentation import augment
+from brevitas_divqat.training.augmentation import augment, augmentation_of
 
 LAW = settings(deadline=None, max_examples=25, database=None)
 KINDS = ["shift", "shift-flip"]
@@ -105,3 +105,15 @@ def test_generator_decides_everything(kind: str) -> None:
     assert torch.equal(first, second)
     assert not torch.equal(first, augment(images, kind, source(8)))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_as_a_function_of_images_alone_it_takes_torchs_random_numbers() -> None:
+    images = random_images(20, 3, 8).float() / 256
+    assert augmentation_of("none") is None
+    vary = augmentation_of("shift-flip")
+    assert vary is not None
+    torch.manual_seed(3)
+    found = vary(images)
+    assert found.dtype == images.dtype
+    assert torch.equal(found, augment(images, "shift-flip", source(3)))
+    assert not torch.equal(found, vary(images))

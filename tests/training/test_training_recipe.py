@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from brevitas_divqat.data import Dataset
 from brevitas_divqat.errors import CheckpointError
-from brevitas_divqat.loss import LossConfig
+from brevitas_divqat.loss import DivQATLoss, LossConfig
 from brevitas_divqat.models import ModelConfig, Precision, build, load_float_weights
 from brevitas_divqat.training import (
     CheckpointInfo,
@@ -172,6 +172,27 @@ def test_alpha_0_is_plain_qat_bit_for_bit(
     assert equal_states(plain.state_dict(), without.state_dict())
     defended = quantize("divqat", reference, digits, tmp_path / "on", loss=LossConfig(alpha=0.5))
     assert not equal_states(plain.state_dict(), defended.state_dict())
+
+
+def test_outliers_are_augmented_as_the_training_images_are(
+    make_model: MakeModel, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[DivQATLoss] = []
+    monkeypatch.setattr(
+        "brevitas_divqat.training.recipe.DivQATLoss",
+        lambda *args, **options: made.append(DivQATLoss(*args, **options)) or made[-1],
+    )
+    still, shifted = (replace(digits, augmentation=kind) for kind in ("none", "shift"))
+    reference = make_model("float")
+    quantize("divqat", reference, still, tmp_path / "whole")
+    quantize("divqat", reference, shifted, tmp_path / "shifted")
+    quantize("divqat", reference, shifted, tmp_path / "F3", loss=LossConfig("F3"))
+    whole, varied, none = (criterion.outliers.augment for criterion in made)
+    assert whole is None
+    assert none is None
+    borders = varied(torch.ones(200, 1, 8, 8))[:, :, 0]
+    assert (borders == 0).any()
+    assert (borders == 1).any()
 
 
 @pytest.mark.parametrize("method", ["qat", "divqat"])
