@@ -8,7 +8,7 @@ it prints the names::
     the quantiser as the place: quantiser, quantiser-outliers, scales, rounding
     what outliers are answered: outliers, uniform, constant, least-likely, rolled, decoy, surrogate
     how they meet BatchNorm: own-pass, frozen
-    which images: mixup, noise, signs, adversarial, given, given-too
+    which images: mixup, noise, signs, adversarial
     baselines: confidence, nasty, nasty-qat
 
 and with a run of `divqat train --method qat` and a name it trains a network from the run's
@@ -24,13 +24,12 @@ import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from brevitas.graph.calibrate import quantization_status_manager
 from torch import nn
 
-from brevitas_divqat.data import conform, load
+from brevitas_divqat.data import load
 from brevitas_divqat.errors import DivQATError
 from brevitas_divqat.evaluation import RunConfig, settings_of
 from brevitas_divqat.loss import DivQATLoss
@@ -69,13 +68,12 @@ class Direction(DivQATLoss):
 
     images = None  # which images are appended to the batch
     adds_share = 0.5
-    cap = math.inf  # of a sample's divergence on outliers
     augment = None  # what varies the images that are appended as the training images are varied
 
-    def __init__(self, reference, model, weight, steps, images):
+    def __init__(self, reference, model, weight, steps):
         super().__init__(reference, preset="F3")
         self.parts = (model,)  # in a tuple, so that the model is no part of this module
-        self.weight, self.steps, self.given, self.done = weight, steps, images, 0
+        self.weight, self.steps, self.done = weight, steps, 0
         self.prepare()
 
     @property
@@ -215,7 +213,7 @@ class OutlierF3(Outliers):
     """F3 on the outliers: the reference of the rows below, and what `divqat train` does."""
 
     def term(self, b):
-        return -self.far(b.zo, self.original(b.xo)).clamp(max=self.cap).mean()
+        return -self.far(b.zo, self.original(b.xo)).mean()
 
 
 class Scales(OutlierF3):
@@ -390,22 +388,6 @@ class Adversarial(Signs):
         return made
 
 
-class Given(OutlierF3):
-    """F3 on images of --images, a .npy file of 8-bit pixels."""
-
-    def images(self, x, count):
-        chosen = self.given[torch.randint(len(self.given), (count,)).numpy()]
-        return torch.from_numpy(chosen).to(x.dtype) / 256
-
-
-class GivenToo(Given):
-    """F3 on images of --images for the one half, outliers for the other."""
-
-    def images(self, x, count):
-        half = count // 2
-        return torch.cat([super().images(x, half), outliers_like(x, KINDS, count - half)])
-
-
 # Baselines
 
 
@@ -446,8 +428,6 @@ GROUPS = {
         "noise": Noise,
         "signs": Signs,
         "adversarial": Adversarial,
-        "given": Given,
-        "given-too": GivenToo,
     },
     "baselines": {"confidence": Confidence, "nasty": None, "nasty-qat": None},
 }
@@ -455,7 +435,6 @@ DIRECTIONS = {name: kind for group in GROUPS.values() for name, kind in group.it
 NASTY = ("nasty", "nasty-qat")
 """Nasty Teacher (ICLR 2021) in full precision, then quantised: calibrated alone, or trained on."""
 FROM_PLAIN = ("scales", "rounding")
-CAPPED = [name for name, kind in DIRECTIONS.items() if kind and issubclass(kind, OutlierF3)]
 
 
 def config_of(run):
@@ -467,13 +446,13 @@ def config_of(run):
             groups["seed"] = flat["seed"]
         else:
             own = {f.name: flat[f.name] for f in fields(default) if f.name in flat}
-            places = {"data_root", "pool", "surrogate_weights"}
+            places = {"data_root", "pool", "surrogate_weights", "outlier_images"}
             own = {k: Path(v) if k in places and v is not None else v for k, v in own.items()}
             groups[group.name] = type(default)(**own)
     return RunConfig(**groups)
 
 
-def train(run, name, weight, images, out, epochs, cap=None):
+def train(run, name, weight, out, epochs):
     config = config_of(run)
     dataset = load(config.data, foreign=False)
     reference, info = load_checkpoint(run / "float")
@@ -507,10 +486,8 @@ def train(run, name, weight, images, out, epochs, cap=None):
             result = fitted(model, cross_entropy, own)
     else:
         model = load_checkpoint(run / "qat")[0] if name in FROM_PLAIN else quantized(reference)
-        criterion = DIRECTIONS[name](reference, model, weight, steps, images)
+        criterion = DIRECTIONS[name](reference, model, weight, steps)
         criterion.augment = augmentation_of(own.augmentation)
-        if cap is not None:
-            criterion.cap = cap
         result = fitted(model, criterion, own)
     accuracy = measure_accuracy(model, dataset.validation, "cpu")
     print(f"{name}: {100 * accuracy:.2f} % of the validation images (epoch {result.best_epoch})")
@@ -524,7 +501,7 @@ def train(run, name, weight, images, out, epochs, cap=None):
             image_shape=info.image_shape,
             class_names=info.class_names,
             data=info.data,
-            method={"name": name, "weight": weight, "cap": cap},
+            method={"name": name, "weight": weight},
             seed=config.seed,
             best_epoch=result.best_epoch,
             validation_accuracy=accuracy,
@@ -538,9 +515,7 @@ def main():
     parser.add_argument("run", type=Path, nargs="?", help="a folder of `divqat train`")
     parser.add_argument("name", choices=DIRECTIONS, nargs="?")
     parser.add_argument("--weight", type=float, default=0.04)
-    parser.add_argument("--cap", type=float, help="of a sample's divergence on outliers")
     parser.add_argument("--epochs", type=int, help="the run's by default")
-    parser.add_argument("--images", type=Path, help="of `given` and `given-too`: .npy of 8-bit pixels")
     parser.add_argument("--out", type=Path)
     settings = parser.parse_args()
     if settings.run is None:
@@ -551,28 +526,8 @@ def main():
         parser.error("give a run, a name and --out")
     if settings.out.exists():
         parser.error(f"{settings.out} exists: choose another --out")
-    if settings.name.startswith("given") != (settings.images is not None):
-        parser.error("--images belongs to `given` and `given-too`, which need it")
-    if settings.cap is not None and settings.name not in CAPPED:
-        parser.error(f"--cap has no effect on {settings.name}: it belongs to {', '.join(CAPPED)}")
-    if settings.cap is not None and not 0 < settings.cap < math.inf:
-        parser.error(f"--cap is {settings.cap}: it must be more than 0, or left out for no cap")
-    images = None
-    if settings.images is not None:
-        info = load_checkpoint(settings.run / "float")[1]
-        raw = np.load(settings.images)
-        raw = raw if raw.shape[1] in (1, 3) else raw.transpose(0, 3, 1, 2)
-        images = conform(raw, info.image_shape)
     try:
-        train(
-            settings.run,
-            settings.name,
-            settings.weight,
-            images,
-            settings.out,
-            settings.epochs,
-            settings.cap,
-        )
+        train(settings.run, settings.name, settings.weight, settings.out, settings.epochs)
     except DivQATError as error:
         parser.error(str(error))
 

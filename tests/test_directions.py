@@ -47,9 +47,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_direction_trains_a_victim(run: Path, tmp_path: Path, name: str) -> None:
     out = tmp_path / "victim"
     images = np.random.default_rng(0).integers(0, 256, (9, 1, 8, 8), dtype=np.uint8)
-    DIRECTIONS.train(run, name, 0.04, images, out, 1)
+    DIRECTIONS.train(run, name, 0.04, out, 1)
     info = load_checkpoint(out)[1]
-    assert info.method == {"name": name, "weight": 0.04, "cap": None}
+    assert info.method == {"name": name, "weight": 0.04}
     assert info.precision is not None
     exported = export(out)
     assert exported.integer is not None
@@ -61,7 +61,7 @@ def test_a_direction_trains_a_victim(run: Path, tmp_path: Path, name: str) -> No
 
 
 def test_rounding_stays_within_half_a_step(run: Path, tmp_path: Path) -> None:
-    DIRECTIONS.train(run, "rounding", 1.0, None, tmp_path / "victim", 1)
+    DIRECTIONS.train(run, "rounding", 1.0, tmp_path / "victim", 1)
     before, after = (load_checkpoint(f)[0] for f in (run / "qat", tmp_path / "victim"))
     steps = []
     for old, new in zip(before.modules(), after.modules(), strict=True):
@@ -69,49 +69,6 @@ def test_rounding_stays_within_half_a_step(run: Path, tmp_path: Path) -> None:
             moved = (new.weight - old.weight).detach().abs() / old.quant_weight().scale
             steps.append(float(moved.max()))
     assert 0.4 < max(steps) <= 0.5 + 1e-4
-
-
-def test_a_capped_sample_counts_no_more(run: Path, tmp_path: Path) -> None:
-    settings = {"free": (0.0, None), "capped": (0.04, 1e-30), "uncapped": (0.04, None)}
-    victims = {}
-    for name, (weight, cap) in settings.items():
-        DIRECTIONS.train(run, "outliers", weight, None, tmp_path / name, 1, cap)
-        victims[name] = load_checkpoint(tmp_path / name)[0].state_dict()
-    free = victims.pop("free")
-    equal = {
-        name: all(bool((state[key] == value).all()) for key, value in free.items())
-        for name, state in victims.items()
-    }
-    assert equal == {"capped": True, "uncapped": False}
-
-
-@pytest.mark.parametrize(
-    ("name", "cap", "message"),
-    [
-        ("cosine", "3", "--cap has no effect on cosine: it belongs to scales, "),
-        ("own-pass", "3", "--cap has no effect on own-pass"),
-        ("outliers", "-3", "--cap is -3.0: it must be more than 0"),
-        ("outliers", "0", "--cap is 0.0: it must be more than 0"),
-        ("outliers", "inf", "--cap is inf: it must be more than 0"),
-        ("outliers", "nan", "--cap is nan: it must be more than 0"),
-    ],
-)
-def test_a_cap_without_effect_is_refused(
-    run: Path,
-    tmp_path: Path,
-    name: str,
-    cap: str,
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    argv = ["directions.py", str(run), name, f"--cap={cap}", "--out", str(tmp_path / "v")]
-    monkeypatch.setattr("sys.argv", argv)
-    with pytest.raises(SystemExit) as stopped:
-        DIRECTIONS.main()
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "v").exists()
 
 
 def test_images_that_are_appended_are_augmented_as_the_training_images_are(
@@ -123,5 +80,5 @@ def test_images_that_are_appended_are_augmented_as_the_training_images_are(
         kinds.append(kind)
 
     monkeypatch.setattr(DIRECTIONS, "augmentation_of", noted)
-    DIRECTIONS.train(run, "outliers", 0.04, None, tmp_path / "victim", 1)
+    DIRECTIONS.train(run, "outliers", 0.04, tmp_path / "victim", 1)
     assert kinds == [load(DataConfig("digits"), foreign=False).augmentation]

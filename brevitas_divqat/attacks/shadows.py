@@ -18,10 +18,10 @@ from torch import nn
 from brevitas_divqat.attacks.answers import Labels, shares
 from brevitas_divqat.errors import ConfigError
 from brevitas_divqat.executors import ModuleExecutor
-from brevitas_divqat.loss import DivQATLoss
+from brevitas_divqat.loss import PRESETS, DivQATLoss
 from brevitas_divqat.models import load_float_weights
 from brevitas_divqat.seeding import derive_seed, generator, seeded
-from brevitas_divqat.training import TrainingConfig, cross_entropy, fit
+from brevitas_divqat.training import TrainingConfig, augmentation_of, cross_entropy, fit
 from brevitas_divqat.training.calibration import calibrate
 from brevitas_divqat.training.speed import speed_up
 from brevitas_divqat.victims import OutputInterface
@@ -117,7 +117,8 @@ def shadow_pairs(
     The transcript is split into folds. For each, a full-precision network learns the victim's
     top-1 classes of the other folds; from its weights start two networks of the victim's bit
     widths with the same batches: plain QAT, the *clean* one, and DivQAT with the published
-    settings. So the two differ by the defence alone. Against the full-precision shadow they would
+    settings, save that other kinds of outliers stand for images of the defender's own. So the two
+    differ by the defence alone. Against the full-precision shadow they would
     also differ by another training and by the rounding of weights, which is an accident of each
     network: no map learned from a shadow's carries over to the victim's.
 
@@ -201,7 +202,13 @@ def _train_pair(
     load_float_weights(plain, reference.state_dict())
     calibrate(plain, images[: training.calibration_images])
     divqat = copy.deepcopy(plain)
+    settings = training.fit_config(quantized=True, augmentation="none")
     defence = asdict(thief.config.defence)
+    if thief.config.defence.kinds:
+        # Of images that the defender owns the thief has none: others stand for them.
+        own = tuple(kind for kind in thief.config.defence.kinds if kind != "given")
+        defence["outliers"] = own or PRESETS["outliers"]["outliers"]
+        defence["augment"] = augmentation_of(settings.augmentation)
     for model, name, options in (
         (plain, "qat", defence | {"alpha": 0.0}),
         (divqat, "divqat", defence),
@@ -213,7 +220,7 @@ def _train_pair(
             DivQATLoss(reference, **options),
             images,
             labels,
-            config=training.fit_config(quantized=True, augmentation="none"),
+            config=settings,
             seed=derive_seed(thief.seed, "shadow", fold, "quantized"),
             progress=thief.progress,
             name=f"shadow {fold + 1}, {name}",

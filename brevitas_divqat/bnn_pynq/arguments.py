@@ -26,6 +26,8 @@ LOSS_FLAGS = (
     "preset", "temperature", "direction", "weighting", "cap", "warmup_steps", "outliers",
     "outlier_share",
 )  # fmt: skip
+# Brevitas' trainer reads no images but its data set's.
+OUTLIERS = tuple(kind for kind in get_args(OutlierKind) if kind != "given")
 AT_LEAST = {
     "batch_size": 1,
     "epochs": 0,
@@ -112,10 +114,10 @@ def _own_parser() -> _Parser:
         },
         "outliers": {
             "nargs": "+",
-            "choices": get_args(OutlierKind),
+            "choices": list(OUTLIERS),
             "metavar": "KIND",
             "help": "diverge on images of no class, made up in each step, and no more on the "
-            f"training images; one or more of {', '.join(get_args(OutlierKind))}",
+            f"training images; one or more of {', '.join(OUTLIERS)}",
         },
         "outlier_share": {
             "type": float,

@@ -18,7 +18,7 @@ _PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 _LAYOUTS = "uint8 (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3"
 
 
-def load_pool(path: Path, image_shape: ImageShape) -> Pool:
+def load_pool(path: Path, image_shape: ImageShape, option: str = "--pool") -> Pool:
     """Read unlabelled images and bring them to the shape of the victim's.
 
     A four-dimensional array whose last axis is 1 or 3 is taken as (N, H, W, C); otherwise it must
@@ -29,6 +29,7 @@ def load_pool(path: Path, image_shape: ImageShape) -> Pool:
         path: ``.npy`` file; ``.npz`` file with one array, or with one named ``images``; or folder
             of bmp, jpg, png or webp files.
         image_shape: (C, H, W) of the victim's images.
+        option: what named the path, for messages.
 
     Returns:
         The pool, named after the file or folder, with uint8 images (N, *image_shape).
@@ -38,9 +39,11 @@ def load_pool(path: Path, image_shape: ImageShape) -> Pool:
     """
     path = Path(path)
     if path.is_dir():
-        return Pool(path.resolve().name, _read_folder(path, image_shape))
+        return Pool(path.resolve().name, _read_folder(path, image_shape, option))
     if not path.is_file():
-        raise DataError(f"{path}: not found; give --pool a .npy or .npz file or a folder of images")
+        raise DataError(
+            f"{path}: not found; give {option} a .npy or .npz file or a folder of images"
+        )
     if path.suffix.lower() not in _ARRAYS:
         raise DataError(
             f"{path}: got a file of type {path.suffix!r}, expected .npy, .npz or a folder of "
@@ -93,7 +96,7 @@ def _channels_first(array: NDArray[np.generic], path: Path) -> Images:
     )
 
 
-def _read_folder(folder: Path, image_shape: ImageShape) -> Images:
+def _read_folder(folder: Path, image_shape: ImageShape, option: str) -> Images:
     files = sorted(
         (file for file in folder.rglob("*") if file.suffix.lower() in _PICTURES and file.is_file()),
         key=lambda file: file.relative_to(folder).as_posix(),
@@ -101,7 +104,7 @@ def _read_folder(folder: Path, image_shape: ImageShape) -> Images:
     if not files:
         raise DataError(
             f"{folder}: got no images, expected files of type {', '.join(_PICTURES)}; "
-            "name another folder with --pool"
+            f"name another folder with {option}"
         )
     return np.stack([_read_picture(file, image_shape) for file in files])
 

@@ -55,6 +55,17 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}: it must be 0 or more")
+        given, images = "given" in self.loss.kinds, self.training.outlier_images
+        if given and images is None and self.loss.weight > 0:
+            raise ConfigError(
+                "outliers of kind given are asked for, and no images to draw them from: give "
+                "--outlier-images, or leave given out of --outliers"
+            )
+        if images is not None and not given:
+            raise ConfigError(
+                f"outlier_images is {images}, but outliers is {list(self.loss.kinds)}: name given "
+                "among --outliers, or leave --outlier-images out"
+            )
 
     def flat(self) -> dict[str, Any]:
         """Return every setting under its own name, as the command line names it."""
@@ -122,7 +133,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
     """
     groups = (ExecutorConfig(), AttackConfig(), LossConfig("F3"))
     later = {name: value for group in groups for name, value in asdict(group).items()}
-    later |= {"judged_on": DataConfig().judged_on, "select": "any"}
+    later |= {"judged_on": DataConfig().judged_on, "select": "any", "outlier_images": None}
     return {k: _plain(v) for k, v in later.items()} | dict(read_yaml(folder / CONFIG_FILE))
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from brevitas_divqat.attacks import AttackConfig, Labels
-from brevitas_divqat.data import Dataset
+from brevitas_divqat.data import Dataset, load_pool
 from brevitas_divqat.errors import ConfigError, ExportError, GraphError, RunExists
 from brevitas_divqat.evaluation.config import CONFIG_FILE, ENVIRONMENT_FILE, RunConfig, settings_of
 from brevitas_divqat.evaluation.measure import (
@@ -120,7 +120,8 @@ def check_settings(config: RunConfig, dataset: Dataset) -> None:
     Raises:
         ConfigError: if the victim or the surrogate does not take such images, the interface shows
             more than there are classes, or the device is not there.
-        DataError: if there are fewer training images than one batch.
+        DataError: if there are fewer training images than one batch, or outliers to be drawn that
+            cannot be read.
     """
     attack_config = config.attack.knowing(config.model.model, config.model.width)
     with seeded(config.seed):
@@ -130,6 +131,8 @@ def check_settings(config: RunConfig, dataset: Dataset) -> None:
         ):
             build(name, dataset.image_shape, dataset.num_classes, precision=precision, width=width)
     config.interface.check_classes(dataset.num_classes)
+    if config.training.outlier_images is not None:
+        load_pool(config.training.outlier_images, dataset.image_shape, "--outlier-images")
     for fit_config in (
         config.training.fit_config(quantized=False, augmentation="none"),
         config.training.fit_config(quantized=True, augmentation="none"),

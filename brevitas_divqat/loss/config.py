@@ -72,9 +72,9 @@ class LossConfig:
         cap: the most that one sample's divergence counts, in nats times T²; 10 in F1, none in F3.
         warmup_steps: steps over which alpha grows linearly from 0.
         label_smoothing: of the cross-entropy, in [0, 1).
-        outliers: what images of no class are made in each step, of textures, patches, shapes and
-            generated (sought by asking the network); the divergence is then asked for on these,
-            and not on the training images.
+        outliers: what images of no class are made in each step, of textures, patches, shapes,
+            generated (sought by asking the network) and given (drawn from your own outlier_images);
+            the divergence is then asked for on these, and not on the training images.
         outlier_share: how many of them, per training image; 0.5 by default.
 
     Raises:

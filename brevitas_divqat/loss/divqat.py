@@ -95,13 +95,16 @@ class DivQATLoss(nn.Module):
         warmup_steps: training calls of this module over which alpha grows linearly from 0.
         label_smoothing: of the cross-entropy, in [0, 1).
         outliers: kinds of outliers that `with_outliers` makes, of ``"textures"``, ``"patches"``,
-            ``"shapes"`` and ``"generated"``; by default the preset's, which are the first three.
+            ``"shapes"``, ``"generated"`` and ``"given"``; by default the preset's, which are the
+            first three.
         outlier_share: outliers per training image; 0.5 by default.
         augment: a function of (M, C, H, W) that varies the outliers as your loader varies the
             training images (shifts that let a black border in, flips), for example
             ``augmentation_of("shift-flip")`` of `brevitas_divqat.training`. Where the training
             images are augmented and the outliers are not, the network tells one from the other by
             the borders, and takes images without them, which it is deployed on, for outliers.
+        outlier_images: draws the outliers of kind given from images of your own: a function of a
+            count that returns (count, C, H, W), as the model is given its inputs, before `augment`.
         base: the loss of (logits, targets) in the cross-entropy's place, for example
             ``nn.CrossEntropyLoss(weight=…)``.
         cache: keep the reference's logits of so many inputs, and run it on inputs that are new
@@ -152,6 +155,7 @@ class DivQATLoss(nn.Module):
         outliers: Sequence[OutlierKind] | None = None,
         outlier_share: float | None = None,
         augment: Callable[[Tensor], Tensor] | None = None,
+        outlier_images: Callable[[int], Tensor] | None = None,
         base: Callable[[Tensor, Tensor], Tensor] | None = None,
         cache: int | None = None,
     ) -> None:
@@ -182,14 +186,8 @@ class DivQATLoss(nn.Module):
         self._reference = (_frozen(reference, model),)
         self._cache = None if cache is None else LogitCache(cache)
         watched = None if model is None else watchable(model)
-        if augment is not None and not callable(augment):
-            raise ConfigError(f"augment is {augment!r}: give a function of a batch of images")
-        if augment is not None and not self.config.kinds:
-            raise ConfigError(
-                f"augment is given with preset {preset}, which makes no outliers, and has no "
-                "effect: leave it out, or name the outliers' kinds"
-            )
-        self.outliers = Outliers(self.config.kinds, self.config.share, augment)
+        _check_functions(self.config, augment, outlier_images)
+        self.outliers = Outliers(self.config.kinds, self.config.share, augment, outlier_images)
         needless = watched is None or self.config.weight == 0
         make = self.outliers if self.config.kinds else None
         self._watch = None if needless else Watch(watched, make)
@@ -459,6 +457,30 @@ class DivQATLoss(nn.Module):
         )
         if key in missing_keys:
             missing_keys.remove(key)
+
+
+def _check_functions(config: LossConfig, augment: object, outlier_images: object) -> None:
+    if augment is not None and not callable(augment):
+        raise ConfigError(f"augment is {augment!r}: give a function of a batch of images")
+    if augment is not None and not config.kinds:
+        raise ConfigError(
+            f"augment is given with preset {config.preset}, which makes no outliers, and has no "
+            "effect: leave it out, or name the outliers' kinds"
+        )
+    if outlier_images is not None and not callable(outlier_images):
+        raise ConfigError(
+            f"outlier_images is a {type(outlier_images).__name__}: give a function of a count, for "
+            "example lambda n: images[torch.randint(len(images), (n,))]"
+        )
+    if outlier_images is not None and "given" not in config.kinds:
+        raise ConfigError(
+            f"outlier_images is there, but outliers is {list(config.kinds)}: name given among them"
+        )
+    if outlier_images is None and "given" in config.kinds and config.weight > 0:
+        raise ConfigError(
+            "outliers of kind given are asked for, and no images to draw them from: give "
+            "outlier_images="
+        )
 
 
 def _frozen(reference: Any, model: Any) -> nn.Module:

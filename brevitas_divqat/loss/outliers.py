@@ -16,7 +16,9 @@ from brevitas_divqat.loss.watch import Ask
 
 __all__ = ["MAKERS", "OutlierKind", "Outliers", "outliers_like"]
 
-OutlierKind = Literal["textures", "patches", "shapes", "generated"]
+OutlierKind = Literal["textures", "patches", "shapes", "generated", "given"]
+Draw = Callable[[int], Tensor]
+"""Returns so many images of the defender's own, (count, C, H, W), as the network is given them."""
 
 LEVELS = 255
 """Steps between the darkest and the brightest pixel: deployed graphs take 8-bit images."""
@@ -40,6 +42,7 @@ class Outliers(nn.Module):
         kinds: one or more, or none for a module that is not called.
         share: how many to make per image, rounded down, but 1 or more.
         augment: varies the outliers as the images have been varied, see `DivQATLoss`.
+        draw: draws those of the kind given.
 
     Attributes:
         seeker: of the kind generated, which is made for the first batch; None before, and where
@@ -53,9 +56,11 @@ class Outliers(nn.Module):
         kinds: Sequence[OutlierKind],
         share: float,
         augment: Callable[[Tensor], Tensor] | None = None,
+        draw: Draw | None = None,
     ) -> None:
         super().__init__()
-        self.kinds, self.share, self.augment = tuple(kinds), share, augment
+        self.kinds, self.share = tuple(kinds), share
+        self.augment, self.draw = augment, draw
         self.register_module("seeker", None)
 
     @torch.no_grad()
@@ -68,8 +73,8 @@ class Outliers(nn.Module):
 
         Raises:
             ConfigError: if the batch is not of floating-point images of 2x2 or more, there is
-                nobody to ask, or the augmentation returns something else than images of that shape
-                and type.
+                nobody to ask, or what is drawn or augmented is something else than images of that
+                shape and type.
         """
         large_enough = images.ndim == 4 and min(images.shape[2:]) >= 2 and len(images) > 0
         if not large_enough or not images.is_floating_point():
@@ -80,26 +85,17 @@ class Outliers(nn.Module):
             )
         count = max(1, int(round(len(images) * self.share, ROUNDED)))
         if "generated" not in self.kinds or ask is None:
-            return self._augmented(outliers_like(images, self.kinds, count))
+            return self._augmented(outliers_like(images, self.kinds, count, draw=self.draw))
         if self.seeker is None:
             self.seeker = Seeker.like(images)
         seeker = self.seeker.to(images.device)  # a loaded state may be elsewhere
-        return self._augmented(outliers_like(images, self.kinds, count, partial(seeker, ask=ask)))
+        seek = partial(seeker, ask=ask)
+        return self._augmented(outliers_like(images, self.kinds, count, seek, self.draw))
 
     def _augmented(self, made: Tensor) -> Tensor:
         if self.augment is None:
             return made
-        varied = self.augment(made)
-        if not isinstance(varied, Tensor):
-            found = f"a {type(varied).__name__}"
-        elif (varied.shape, varied.dtype, varied.device) != (made.shape, made.dtype, made.device):
-            found = f"{varied.dtype} of shape {tuple(varied.shape)} on {varied.device}"
-        else:
-            return varied
-        raise ConfigError(
-            f"augment returns {found} for outliers of {made.dtype} and shape {tuple(made.shape)} "
-            f"on {made.device}: give a function of a batch of images that keeps these"
-        )
+        return _alike(self.augment(made), made, "augment")
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -115,6 +111,7 @@ def outliers_like(
     kinds: Sequence[OutlierKind],
     count: int,
     seek: Callable[[Tensor, int], Tensor] | None = None,
+    draw: Draw | None = None,
 ) -> Tensor:
     """Make images of no class: half of them ``generated``, the others in equal parts of each kind.
 
@@ -125,7 +122,8 @@ def outliers_like(
     ``textures`` are random fields with a spectrum of 1/f^a, of random a, contrast, brightness and
     colour; ``patches`` are put together from quarters of four of the given images, each quarter in
     a random place; ``shapes`` are blobs and strokes of one level before black or another level, cut
-    out of smooth fields; ``generated`` ones are what a `Seeker` has found.
+    out of smooth fields; ``generated`` ones are what a `Seeker` has found, ``given`` ones are drawn
+    from images that the defender owns.
 
     Random numbers are torch's own: seed them for the same outliers again.
 
@@ -134,12 +132,15 @@ def outliers_like(
         kinds: one or more.
         count: how many to make, 0 or more.
         seek: makes those of kind generated, in shares of the range of pixels.
+        draw: draws those of kind given.
 
     Returns:
-        (count, C, H, W) of the same type and device, with pixels in the range of the images'.
+        (count, C, H, W) of the same type and device; where they are made, with pixels in the range
+        of the images'.
 
     Raises:
-        ConfigError: if there is nobody to seek those of kind generated.
+        ConfigError: if there is nobody to seek those of kind generated or to draw those of kind
+            given, or other images are drawn than asked for.
     """
     others = [kind for kind in kinds if kind != "generated"]
     made = images[:0]
@@ -153,8 +154,37 @@ def outliers_like(
         sought = (count + int(torch.randint(2, ()))) // 2 if others else count
         made = _in_range_of(images, seek(images, sought))
     counts = _parts(count - len(made), len(others), images.device)
-    rest = [MAKERS[kind](images, n) for kind, n in zip(others, counts, strict=True) if n]
+    rest = [_of(kind, images, n, draw) for kind, n in zip(others, counts, strict=True) if n]
     return torch.cat([made, *rest])
+
+
+def _of(kind: OutlierKind, images: Tensor, count: int, draw: Draw | None) -> Tensor:
+    if kind != "given":
+        return MAKERS[kind](images, count)
+    if draw is None:
+        raise ConfigError(
+            "outliers of kind given are drawn from your own images, which are not there: make the "
+            "criterion with outlier_images=, or leave given out of outliers"
+        )
+    drawn = draw(count)
+    if isinstance(drawn, Tensor):
+        drawn = drawn.to(images.device)
+    return _alike(drawn, images[:1].expand(count, -1, -1, -1), "outlier_images")
+
+
+def _alike(found: Tensor, expected: Tensor, name: str) -> Tensor:
+    """Refuse what a caller's function returns in another shape, type or place than expected."""
+
+    def described(images: Tensor) -> str:
+        return f"{images.dtype} of shape {tuple(images.shape)} on {images.device}"
+
+    what = described(found) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+    if what != described(expected):
+        raise ConfigError(
+            f"{name} returns {what}, expected {described(expected)}: give a function that keeps to "
+            "the training images as the model is given them"
+        )
+    return found
 
 
 def _parts(count: int, number: int, device: torch.device) -> list[int]:

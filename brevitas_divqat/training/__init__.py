@@ -20,6 +20,7 @@ from brevitas_divqat.training.fit import (
     fit,
     measure_accuracy,
 )
+from brevitas_divqat.training.outlier_images import drawn_from
 from brevitas_divqat.training.recipe import (
     Method,
     start_quantized,
@@ -39,6 +40,7 @@ __all__ = [
     "calibrate",
     "check_fit",
     "cross_entropy",
+    "drawn_from",
     "fit",
     "is_finished",
     "load_checkpoint",

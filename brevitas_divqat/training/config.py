@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from brevitas_divqat.data import Augmentation
@@ -125,6 +126,8 @@ class TrainingConfig:
         precision: 32-true or bf16-mixed.
         select: the best epoch of quantization-aware training by validation accuracy, among any
             epochs or the late ones, the last third; early ones win by luck.
+        outlier_images: .npy or .npz file, or folder, of images of no class of your own, which
+            outliers of kind given are drawn from.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -144,6 +147,7 @@ class TrainingConfig:
     device: Device = "auto"
     precision: FloatPrecision = "32-true"
     select: Selection = "late"
+    outlier_images: Path | None = None
 
     def __post_init__(self) -> None:
         if self.calibration_images < 1:

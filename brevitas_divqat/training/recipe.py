@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import brevitas.config
 import torch
 from torch import nn
 
-from brevitas_divqat.data import Dataset
+from brevitas_divqat.data import Dataset, load_pool
 from brevitas_divqat.loss import DivQATLoss, LossConfig
 from brevitas_divqat.models import ModelConfig, build, load_float_weights
 from brevitas_divqat.progress import Progress, silent
@@ -26,6 +26,7 @@ from brevitas_divqat.training.checkpoint import (
 )
 from brevitas_divqat.training.config import TrainingConfig
 from brevitas_divqat.training.fit import Criterion, cross_entropy, fit
+from brevitas_divqat.training.outlier_images import drawn_from
 from brevitas_divqat.training.speed import speed_up
 
 __all__ = ["Method", "start_quantized", "train_float", "train_quantized"]
@@ -143,10 +144,7 @@ def train_quantized(
         return load_checkpoint(folder)[0]
     model = start_quantized(reference, model_config, training, dataset, seed=seed)
     options = asdict(loss) | ({"alpha": 0.0} if method == "qat" else {})
-    vary = training.fit_config(quantized=True, augmentation=dataset.augmentation).augmentation
-    criterion = DivQATLoss(
-        reference, **options, augment=augmentation_of(vary) if loss.kinds else None
-    )
+    criterion = DivQATLoss(reference, **options, **_of_outliers(training, loss, dataset))
     described = asdict(loss) if method == "divqat" else {"label_smoothing": loss.label_smoothing}
     _fit_and_save(
         model,
@@ -162,6 +160,19 @@ def train_quantized(
         progress=progress,
     )
     return model
+
+
+def _of_outliers(training: TrainingConfig, loss: LossConfig, dataset: Dataset) -> dict[str, Any]:
+    """Return what varies the outliers, and what draws those of kind given."""
+    if not loss.kinds:
+        return {}
+    vary = training.fit_config(quantized=True, augmentation=dataset.augmentation).augmentation
+    draw = None
+    if "given" in loss.kinds and training.outlier_images is not None:
+        draw = drawn_from(
+            load_pool(training.outlier_images, dataset.image_shape, "--outlier-images").images
+        )
+    return {"augment": augmentation_of(vary), "outlier_images": draw}
 
 
 def _fit_and_save(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, get_args
 
@@ -23,7 +23,7 @@ from brevitas_divqat.attacks.shadows import ShadowPairs, ShadowPlan, shadow_pair
 from brevitas_divqat.attacks.thief import Thief, ThiefConfig
 from brevitas_divqat.data import DataConfig, Dataset, load
 from brevitas_divqat.errors import ConfigError
-from brevitas_divqat.loss import LossConfig, divqat_loss
+from brevitas_divqat.loss import DivQATLoss, LossConfig, divqat_loss
 from brevitas_divqat.models import Precision, build
 from brevitas_divqat.training import FitConfig
 from brevitas_divqat.victims import OutputInterface
@@ -292,6 +292,28 @@ def test_only_the_published_defence_tells_the_two_networks_apart(
     apart = distance(pairs.clean, pairs.defended)
     assert apart < 1e-12 if alpha == 0 else apart > 1e-4
     assert distance(pairs.defended, shadowing.pairs.defended) > 1e-4
+
+
+@pytest.mark.parametrize("kinds", [("given",), ("given", "shapes")])
+def test_shadows_are_defended_without_the_defenders_images_and_with_his_augmentation(
+    pool: Images, kinds: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[DivQATLoss] = []
+    real = shadows.fit
+
+    def fit(model: nn.Module, criterion: Any, *args: Any, **kwargs: Any) -> Any:
+        made.append(criterion)
+        return real(model, criterion, *args, **kwargs)
+
+    monkeypatch.setattr(shadows, "fit", fit)
+    victim = Digits()
+    resources = Resources(1, partial(shadow, False), 0, pool, shadow)
+    config = ThiefConfig(defence=LossConfig(outliers=kinds))
+    thief = Thief(config, resources, replace(FIT, augmentation="shift"), victim)
+    shadow_pairs(pool[:20], victim.query(pool[:20]), thief, TINY)
+    defended = made[2]
+    assert defended.config.kinds == (kinds[1:] or ("textures", "patches", "shapes"))
+    assert defended.outliers.augment is not None
 
 
 def test_shadows_answer_through_the_victims_interface(pool: Images) -> None:

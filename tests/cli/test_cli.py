@@ -143,10 +143,17 @@ def refused(capfd: Capture, folder: Path, argv: list[str], *parts: str) -> None:
         pytest.param("--preset F2", ["preset", "F2"], id="unknown-preset"),
         pytest.param(
             "--outliers textures",
-            ["some of 'textures', 'patches', 'shapes', 'generated' in"],
+            ["some of 'textures', 'patches', 'shapes', 'generated', 'given' in"],
             id="kind",
         ),
         pytest.param("--outliers [shape]", ["some of 'textures'", "'shape'"], id="unknown-kind"),
+        pytest.param("--outliers [given]", ["give --outlier-images"], id="given-nothing"),
+        pytest.param("--outlier-images x.npy", ["x.npy", "name given"], id="given-in-vain"),
+        pytest.param(
+            "--outliers [given] --outlier-images x.npy",
+            ["x.npy: not found; give --outlier-images"],
+            id="given-missing",
+        ),
         pytest.param("--budget 0", ["budget", "0"], id="budget-0"),
         pytest.param("--epochs 0", ["epochs", "0"], id="epochs-0"),
         pytest.param("--lr 0", ["lr", "0"], id="lr-0"),

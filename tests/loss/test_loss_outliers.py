@@ -8,7 +8,7 @@ from collections import UserDict
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +23,8 @@ from brevitas_divqat.loss import DivQATLoss, OutlierKind, Outliers, divergence, 
 from brevitas_divqat.loss.outliers import MAKERS
 from brevitas_divqat.training import FitConfig, augmentation_of, fit
 
-ALL: Sequence[OutlierKind] = get_args(OutlierKind)
 KINDS: Sequence[OutlierKind] = tuple(MAKERS)  # those that nobody need be asked for
+ALL: Sequence[OutlierKind] = (*KINDS, "generated")
 IMAGES, CLASSES = 12, 5
 
 
@@ -239,6 +239,66 @@ def test_an_augmentation_without_effect_is_refused() -> None:
         DivQATLoss(Classifier(False), augment="flip")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="preset F3, which makes no outliers"):
         DivQATLoss(Classifier(False), preset="F3", augment=torch.neg)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_given_outliers_are_what_is_drawn_in_equal_parts_with_others(
+    images: Tensor, watched: bool
+) -> None:
+    own = torch.rand(5, 3, 4, 4)
+    asked: list[int] = []
+    seen: list[Tensor] = []
+
+    def draw(count: int) -> Tensor:
+        asked.append(count)
+        return own[torch.randint(len(own), (count,))]
+
+    model = Classifier(True)
+    model.register_forward_hook(lambda _, args, __: seen.append(args[0]))
+    criterion = DivQATLoss(
+        Classifier(False),
+        model=model if watched else None,
+        outliers=["shapes", "given"],
+        outlier_images=draw,
+        augment=torch.neg,
+    )
+    model(criterion.with_outliers(images))
+    assert asked == [3]
+    drawn = [image for image in seen[0][IMAGES:] if any(torch.equal(-image, o) for o in own)]
+    assert len(drawn) == 3
+    assert len(seen[0]) == IMAGES + 6
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda n: torch.rand(n + 1, 3, 4, 4), r"returns torch.float32 of shape \(7, 3, 4, 4\)"),
+        (lambda n: torch.zeros(n, 3, 4, 4, dtype=torch.uint8), "returns torch.uint8 of shape"),
+        (lambda n: [0] * n, "outlier_images returns a list, expected torch.float32 of shape"),
+    ],
+)
+def test_images_drawn_otherwise_are_refused(images: Tensor, draw: Any, message: str) -> None:
+    criterion = DivQATLoss(Classifier(False), outliers=["given"], outlier_images=draw)
+    with pytest.raises(ConfigError, match=message):
+        criterion.with_outliers(images)
+
+
+def test_given_outliers_and_images_to_draw_from_go_together(images: Tensor) -> None:
+    reference = Classifier(False)
+    with pytest.raises(ConfigError, match="no images to draw them from: give outlier_images="):
+        DivQATLoss(reference, outliers=["given"])
+    with pytest.raises(ConfigError, match="name given among them"):
+        DivQATLoss(reference, outlier_images=torch.rand)
+    with pytest.raises(ConfigError, match="outlier_images is a Tensor: give a function"):
+        DivQATLoss(
+            reference,
+            outliers=["given"],
+            outlier_images=images,  # type: ignore[arg-type]
+        )
+    without = DivQATLoss(reference, outliers=["given"], alpha=0)
+    assert without.with_outliers(images) is images
+    with pytest.raises(ConfigError, match="leave given out of outliers"):
+        outliers_like(images, ["given"], 2)
 
 
 @pytest.mark.parametrize("wrapper", ["DistributedDataParallel", "torch.compile"])

@@ -7,7 +7,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +18,13 @@ from torch.utils.checkpoint import checkpoint
 
 from brevitas_divqat.errors import ConfigError
 from brevitas_divqat.loss import DivQATLoss, OutlierKind, Outliers, outliers_like
+from brevitas_divqat.loss.outliers import MAKERS
 from brevitas_divqat.loss.seeker import CROWD, HALVED, Seeker
 from brevitas_divqat.loss.watch import Ask
 from brevitas_divqat.training import FitConfig, fit
 
 CLASSES = 4
-ALL = get_args(OutlierKind)
+ALL: tuple[OutlierKind, ...] = (*MAKERS, "generated")
 
 
 def asking(answer: Callable[[Tensor], Any]) -> Ask:

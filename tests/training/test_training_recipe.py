@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from brevitas.nn import QuantReLU
@@ -193,6 +194,26 @@ def test_outliers_are_augmented_as_the_training_images_are(
     borders = varied(torch.ones(200, 1, 8, 8))[:, :, 0]
     assert (borders == 0).any()
     assert (borders == 1).any()
+
+
+def test_given_outliers_are_drawn_from_the_file(
+    make_model: MakeModel, digits: Dataset, tmp_path: Path
+) -> None:
+    reference = make_model("float")
+    loss = LossConfig(outliers=("given",))
+
+    def trained(name: str, level: int) -> dict[str, Tensor]:
+        images = np.full((5, 8, 8), level, dtype=np.uint8)
+        np.save(tmp_path / f"{name}.npy", images)
+        training = replace(TRAINING, outlier_images=tmp_path / f"{name}.npy")
+        model = train_quantized(
+            "divqat", reference, MODEL, training, loss, digits, tmp_path / name, seed=0
+        )
+        return model.state_dict()
+
+    first, again, other = trained("first", 0), trained("again", 0), trained("other", 200)
+    assert equal_states(first, again)
+    assert not equal_states(first, other)
 
 
 @pytest.mark.parametrize("method", ["qat", "divqat"])
