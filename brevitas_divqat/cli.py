@@ -770,6 +770,7 @@ def _show_report(runs: Sequence[Path], out: Path) -> None:
         comparison_table,
         load_batteries,
         load_measurements,
+        not_compared,
         tables,
         verdict,
         write_battery_plot,
@@ -778,17 +779,23 @@ def _show_report(runs: Sequence[Path], out: Path) -> None:
 
     # Without a terminal rich assumes 80 columns, which the tables outgrow.
     console = Console(width=None if sys.stdout.isatty() else REPORT_COLUMNS)
-    batteries = load_batteries(runs)
     measured = [run for run in runs if (run / "measurements").is_dir()]
     for run in runs:
+        if run.is_file():
+            raise ConfigError(f"{run} is a file: name its folder")
         if run not in measured and not (run / BATTERY_FILE).exists():
-            raise ConfigError(f"{run}: holds neither measurements nor {BATTERY_FILE}: name a run")
-    if measured:
-        measurements = load_measurements(measured)
+            raise ConfigError(
+                f"{run}: holds neither measurements nor {BATTERY_FILE}: name the folder of a run "
+                "or a battery"
+            )
+    batteries = load_batteries(runs)
+    measurements = load_measurements(measured) if measured else None
+    make_folder(out)  # before anything is printed
+    if measurements is not None:
+        files = write_report(measured, out, measurements=measurements)
         for table in tables(measurements):
             console.print(table)
         console.print(verdict(measurements), highlight=False, markup=False)
-        files = write_report(measured, out, measurements=measurements)
         print(f"\nreport: {files.html}\nplot:   {files.png}")
         if files.curves is not None:
             print(f"curves: {files.curves}")
@@ -796,11 +803,13 @@ def _show_report(runs: Sequence[Path], out: Path) -> None:
         console.print(battery_table(battery))
         console.print(battery_verdict(battery), highlight=False, markup=False)
         number = "" if len(batteries) == 1 else f"-{index}"
-        plot = make_folder(out) / f"report-battery{number}.png"
+        plot = out / f"report-battery{number}.png"
         write_battery_plot(battery, plot)
         print(f"\nplot: {plot}")
     for comparison in compare_batteries(batteries):
         console.print(comparison_table(comparison))
+    for line in not_compared(batteries):
+        print(line)
 
 
 def _out_argument(parser: ArgumentParser, what: str) -> None:
@@ -1023,9 +1032,14 @@ def _timing_arguments(parser: ArgumentParser) -> None:
 
 def _report_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "runs", type=Path, nargs="+", help="run folders; several may differ in their seed alone."
+        "runs",
+        type=Path,
+        nargs="+",
+        help="folders of runs or attacks, which may differ in their seed alone, and of batteries "
+        "(`divqat attack --battery`), which are averaged where they differ in their seed alone, "
+        "shown apart where not, and beside each other where one is against plain QAT.",
     )
-    _out_argument(parser, "folder of the page and the plots; by default the first run's.")
+    _out_argument(parser, "folder of the page and the plots; by default the first one.")
 
 
 def _tradeoff_arguments(parser: ArgumentParser) -> None:
@@ -1124,7 +1138,10 @@ COMMANDS = {
         "Show what of the hardware flow works on this machine.", (), _doctor, _doctor_arguments
     ),
     "report": _Command(
-        "Render the measurements of one or more runs.", (), _report, _report_arguments
+        "Render runs, attacks and batteries: tables, verdict, plots, and victims side by side.",
+        (),
+        _report,
+        _report_arguments,
     ),
     "tradeoff": _Command(
         "Compare victims over alpha: what each costs its user, and its thief.",

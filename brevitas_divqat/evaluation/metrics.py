@@ -36,6 +36,8 @@ def agreement(scores: Scores, others: Scores) -> float:
 def renamed_accuracy(scores: Scores, labels: NDArray[np.int64]) -> float:
     """Return the accuracy of (N, K) ``scores`` once their classes are renamed by the true labels.
 
+    ``labels`` are (N,) in 0..K-1, N is 1 or more.
+
     Each class that the arg max names is read as the true class most frequent among its images. It
     is what a thief reaches at most who finds out that the answers he learnt name classes wrongly,
     where plain accuracy may lie below chance; at least 1/K, at least ``accuracy``.

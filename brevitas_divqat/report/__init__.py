@@ -14,6 +14,7 @@ from brevitas_divqat.report.battery_comparison import (
     Comparison,
     compare_batteries,
     comparison_table,
+    not_compared,
 )
 from brevitas_divqat.report.battery_records import (
     BATTERY_FILE,
@@ -63,6 +64,7 @@ __all__ = [
     "load_batteries",
     "load_measurements",
     "load_tradeoff",
+    "not_compared",
     "plot",
     "plot_curves",
     "tables",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,18 +27,26 @@ __all__ = [
 ]
 
 BATTERY_PLOT = "battery.png"
+TITLE_WIDTH = 100
+"""Characters of a line of the plot's title, which fits the figure."""
+SOURCE_WIDTH = 24
+"""Characters of a line of sources, few so that names of entries seldom need two lines."""
 
 
 def battery_table(battery: Battery) -> Table:
     """Build the table of all entries, the strongest first, and of those that were skipped."""
+    renamed = any(row.renamed is not None for row in battery.rows)
+    meaning = (
+        "renamed: the same once each class that it answers is read as the true class most frequent "
+        "there (-: not measured at each seed); "
+    )
     table = Table(
         title=Text(battery.title, style="bold"),
         caption=Text(
             f"Surrogate: accuracy of the stolen copy on {battery.images:,} {battery.split} images, "
-            f"of which the victim has {battery.own.percent} %; renamed: the same once each class "
-            "that it answers is read as the true class most frequent there; fidelity: how often "
-            f"copy and victim agree. {battery.queries:,} distinct queries. Foreign images: "
-            f"{battery.foreign}. Executor: {battery.executor}.",
+            f"of which the victim has {battery.own.percent} %; {meaning if renamed else ''}"
+            f"fidelity: how often copy and victim agree. {battery.queries:,} distinct queries. "
+            f"Foreign images: {battery.foreign}. Executor: {battery.executor}.",
             style="dim",
         ),
         title_justify="left",
@@ -45,23 +54,28 @@ def battery_table(battery: Battery) -> Table:
         box=box.SIMPLE,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("entry")
-    for column in ("queries", "surrogate %", "renamed %", "fidelity %"):
+    table.add_column("entry", overflow="fold")
+    for column in ("queries", "surrogate %", *(["renamed %"] if renamed else []), "fidelity %"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("source", overflow="fold")
+    table.add_column("source", max_width=SOURCE_WIDTH, overflow="fold")
     for row in sorted(battery.rows, key=lambda row: -row.accuracy.mean):
         cells = (
             f"{row.name}{_seeds_of(row, battery)}",
             f"{row.queries:,}",
             row.accuracy.percent,
-            "-" if row.renamed is None else row.renamed.percent,
+            *([_renamed(row)] if renamed else []),
             row.fidelity.percent,
             row.source,
         )
         table.add_row(*(Text(cell) for cell in cells))
     for name, reason in battery.skipped.items():
-        table.add_row(*(Text(cell) for cell in (name, "", "skipped", "", "", reason)))
+        cells = (name, "", "skipped", *([""] if renamed else []), "", reason)
+        table.add_row(*(Text(cell) for cell in cells))
     return table
+
+
+def _renamed(row: BatteryRow) -> str:
+    return "-" if row.renamed is None else row.renamed.percent
 
 
 def _seeds_of(row: BatteryRow, battery: Battery) -> str:
@@ -139,7 +153,8 @@ def battery_plot(battery: Battery) -> Figure:
     axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize="small")
     axes.set_xlim(0, 100)
     axes.set_xlabel(f"% of the {battery.split} images")
-    axes.set_title(battery.title.replace("$", r"\$"), fontsize="small", loc="right")
+    title = textwrap.fill(battery.title, TITLE_WIDTH, break_on_hyphens=False)
+    axes.set_title(title.replace("$", r"\$"), fontsize="small", loc="right")
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

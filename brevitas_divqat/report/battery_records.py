@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,8 @@ from typing import Any
 
 from brevitas_divqat.errors import ConfigError
 from brevitas_divqat.evaluation.battery import BATTERY_FILE, SCHEMA
-from brevitas_divqat.report.measurements import TITLES
+from brevitas_divqat.report.battery_settings import Setting, apart, setting_of
+from brevitas_divqat.report.measurements import TITLES, bits_text
 from brevitas_divqat.report.records import (
     BEFORE_SPLITS,
     COUNT,
@@ -78,7 +78,9 @@ class BatteryRow:
     queries: int  # answers that the surrogate learned from
     accuracy: Stat  # of the surrogate on the images that judge
     fidelity: Stat  # agreement of surrogate and victim on them
-    renamed: Stat | None  # its accuracy once its classes are renamed by the true labels
+    # Its accuracy once its classes are renamed by the true labels; None where a seed lacks it, as
+    # files of earlier versions do.
+    renamed: Stat | None
 
     @property
     def floor(self) -> bool:
@@ -93,9 +95,11 @@ class Battery:
     name: str
     version: int
     victim: str
+    apart: str  # settings that tell it from others against such a victim, in words; or empty
     data: str
     model: str
-    interface: str
+    bits: str  # in words
+    interface: str  # likewise
     executor: str
     foreign: str  # the thief's foreign images, in words
     seeds: tuple[int, ...]
@@ -105,15 +109,26 @@ class Battery:
     own: Stat  # accuracy of the victim
     rows: tuple[BatteryRow, ...]
     skipped: Mapping[str, str]  # why entries were not carried out
-    # What batteries against different victims must have in common to be compared.
-    setting: str = field(repr=False, compare=False)
+    setting: Setting = field(repr=False, compare=False)  # what its seeds have in common
+
+    @property
+    def against(self) -> str:
+        """The victim in words, and what tells it from others that are shown."""
+        name = TITLES.get(self.victim, self.victim)
+        return f"{name} ({self.apart})" if self.apart else name
+
+    @property
+    def attacked(self) -> str:
+        """What was attacked, in words, without victim and seeds."""
+        words = (self.data, self.model, self.bits, self.interface)
+        return ", ".join(word for word in words if word)
 
     @property
     def title(self) -> str:
         """What was attacked, in words."""
         return (
-            f"Battery {self.version} ({self.name}) against {TITLES.get(self.victim, self.victim)}: "
-            f"{self.data}, {self.model}, {self.interface}, {seeds_text(self.seeds)}"
+            f"Battery {self.version} ({self.name}) against {self.against}: {self.attacked}, "
+            f"{seeds_text(self.seeds)}"
         )
 
     def worst(self, key: str) -> BatteryRow | None:
@@ -139,26 +154,24 @@ def load_batteries(folders: Sequence[Path]) -> list[Battery]:
         One battery per victim and setting.
 
     Raises:
-        ConfigError: if a file is damaged, or a seed occurs twice.
+        ConfigError: if a file is damaged, or an entry or a seed occurs twice.
     """
-    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    groups: dict[frozenset[tuple[str, str]], list[Record]] = defaultdict(list)
     for folder in folders:
         path = Path(folder) / BATTERY_FILE
         if path.exists():
             record = _read(path)
-            groups[_setting(record, set())].append(record)
-    return [_battery(group) for group in groups.values()]
+            groups[frozenset(_setting(record).items())].append(record)
+    settings = [_setting(group[0]) for group in groups.values()]
+    return [_battery(group, settings) for group in groups.values()]
 
 
-def _setting(record: Mapping[str, Any], apart: set[str]) -> str:
-    """Describe what a battery must share with another one, but what they differ in."""
-    same = {key: record[key] for key in _SAME if key not in apart}
-    same["entries"] = [row["entry"] for row in record["entries"]]
-    return json.dumps(same, sort_keys=True)
+def _setting(record: Record) -> Setting:
+    return setting_of(record, tuple(_SAME))
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    content = read_json(path)
+def _read(path: Path) -> Record:
+    content = read_json(path, remedy=REMEDY)
     if not isinstance(content, dict) or content.get("kind") != "battery":
         raise ConfigError(f"{path}: is no battery; {REMEDY}")
     if content.get("schema") != SCHEMA:
@@ -167,25 +180,42 @@ def _read(path: Path) -> Mapping[str, Any]:
             "brevitas-divqat that wrote it"
         )
     content = {"split": BEFORE_SPLITS} | content
-    check_fields(Record(path, content), _REQUIRED, remedy=REMEDY)
-    for number, row in enumerate(content["entries"]):
+    record = Record(path, content)
+    check_fields(record, _REQUIRED, remedy=REMEDY)
+    names: set[str] = set()
+    for number, row in enumerate(record["entries"]):
         where = f"entry {number}: "
         if not isinstance(row, dict):
             raise ConfigError(f"{path}: {where}is {row!r}, expected {OBJECT.words}; {REMEDY}")
         check_fields(Record(path, row), _ENTRY, where=where, remedy=REMEDY)
         required = _OF_STATUS[row["status"]]
         check_fields(Record(path, row), required, _OPTIONAL, where=where, remedy=REMEDY)
-    return content
+        name = row["entry"]["name"]
+        if name in names:
+            raise ConfigError(f"{path}: {where}{name!r} occurs a second time; {REMEDY}")
+        names.add(name)
+    return record
 
 
-def _battery(group: Sequence[Mapping[str, Any]]) -> Battery:
+def _require_distinct_seeds(group: Sequence[Record]) -> None:
+    seen: dict[int, Path] = {}
+    for record in group:
+        seed = record["seed"]
+        if seed in seen:
+            raise ConfigError(
+                f"{record.path}: the battery against {record['victim']} with the seed {seed} was "
+                f"already read from {seen[seed]}; name each folder once and give every battery its "
+                "own seed"
+            )
+        seen[seed] = record.path
+
+
+def _battery(group: Sequence[Record], settings: Sequence[Setting]) -> Battery:
+    """Join the seeds of one battery; ``settings`` are those of all batteries that are shown."""
+    _require_distinct_seeds(group)
     first = group[0]
+    setting = _setting(first)
     seeds = [record["seed"] for record in group]
-    if len(set(seeds)) < len(seeds):
-        raise ConfigError(
-            f"two batteries against {first['victim']} have the seed {max(seeds, key=seeds.count)}: "
-            "name each folder once and give every battery its own seed"
-        )
     measured: dict[str, dict[int, Mapping[str, Any]]] = defaultdict(dict)
     skipped: dict[str, dict[int, str]] = defaultdict(dict)
     for record in group:
@@ -195,16 +225,17 @@ def _battery(group: Sequence[Mapping[str, Any]]) -> Battery:
                 skipped[name][record["seed"]] = row["reason"]
             else:
                 measured[name][record["seed"]] = row
-    interface, foreign = first["interface"], first["pools"]["ood"]
     return Battery(
-        name=first["battery"]["name"],
-        version=first["battery"]["version"],
+        name=first["battery.name"],
+        version=first["battery.version"],
         victim=first["victim"],
+        apart=apart(setting, settings),
         data=first["data"],
         model=first["model"],
-        interface=" ".join(str(interface[key]) for key in ("kind", "k") if interface.get(key)),
+        bits=bits_text(first["bits"]),
+        interface=_interface(first),
         executor=first["executor"],
-        foreign=f"{foreign['images']:,} of {foreign['name']}",
+        foreign=f"{first['pools.ood.images']:,} of {first['pools.ood.name']}",
         seeds=tuple(sorted(seeds)),
         images=first["images"],
         split=first["split"],
@@ -212,8 +243,16 @@ def _battery(group: Sequence[Mapping[str, Any]]) -> Battery:
         own=Stat.of({record["seed"]: record["victim_accuracy"] for record in group}),
         rows=tuple(_row(name, rows) for name, rows in measured.items()),
         skipped={name: _reason(reasons, seeds) for name, reasons in skipped.items()},
-        setting=_setting(first, {"victim", "method"}),
+        setting=setting,
     )
+
+
+def _interface(record: Record) -> str:
+    kind, k, decimals = (record[f"interface.{key}"] for key in ("kind", "k", "decimals"))
+    shown = kind if k is None else f"{kind} {k}"
+    if decimals is None:
+        return shown
+    return f"{shown} of {decimals} decimal{'' if decimals == 1 else 's'}"
 
 
 def _reason(reasons: Mapping[int, str], seeds: Sequence[int]) -> str:
@@ -225,13 +264,12 @@ def _reason(reasons: Mapping[int, str], seeds: Sequence[int]) -> str:
 
 def _row(name: str, rows: Mapping[int, Mapping[str, Any]]) -> BatteryRow:
     first = next(iter(rows.values()))
-    renamed = {seed: row.get("renamed_accuracy") for seed, row in rows.items()}
-    known = {seed: value for seed, value in renamed.items() if value is not None}
+    renamed: dict[int, Any] = {seed: row.get("renamed_accuracy") for seed, row in rows.items()}
     return BatteryRow(
         name=name,
         source=first["entry"]["source"],
         queries=first["queries"],
         accuracy=Stat.of({seed: row["accuracy"] for seed, row in rows.items()}),
         fidelity=Stat.of({seed: row["fidelity"] for seed, row in rows.items()}),
-        renamed=Stat.of(known) if known else None,
+        renamed=None if None in renamed.values() else Stat.of(renamed),
     )

@@ -21,6 +21,7 @@ __all__ = [
     "Measurements",
     "VictimRow",
     "aggregate",
+    "bits_text",
     "load_measurements",
     "value_of",
 ]
@@ -77,7 +78,9 @@ class ExtractionRow(_Row):
     settings: Mapping[str, Any]  # of the attack; equal for every victim and seed
     accuracy: Stat  # of the surrogate on the images that judge
     fidelity: Stat  # agreement of surrogate and victim on them
-    renamed: Stat | None  # its accuracy once its classes are renamed by the true labels
+    # Its accuracy once its classes are renamed by the true labels; of some seeds, or None, where
+    # files of earlier versions lack it.
+    renamed: Stat | None
     curve: Mapping[int, Stat]  # number of queries, ascending -> the surrogate's accuracy after them
     kl: Stat | None  # KL(Q||P), nats: victim Q against the float network P, on the query set
     entropy: Stat | None  # H(Q), nats, on the query set
@@ -111,8 +114,7 @@ class Measurements:
     @property
     def bits_text(self) -> str:
         """The bit widths in short, for example ``W4A4, edge 8, input 8``."""
-        others = [f"{k} {v}" for k, v in self.bits.items() if k not in ("weight", "activation")]
-        return ", ".join([f"W{self.bits['weight']}A{self.bits['activation']}", *others])
+        return bits_text(self.bits)
 
     @property
     def seeds_text(self) -> str:
@@ -129,6 +131,14 @@ class Measurements:
     def curved(self) -> tuple[ExtractionRow, ...]:
         """The attacks that were measured after more than one number of queries."""
         return tuple(row for row in self.extractions if len(row.curve) > 1)
+
+
+def bits_text(bits: Mapping[str, int]) -> str:
+    """Write bit widths in short; nothing for a network that names none."""
+    both = bits.keys() >= {"weight", "activation"}
+    first = [f"W{bits['weight']}A{bits['activation']}"] if both else []
+    others = [f"{k} {v}" for k, v in bits.items() if not both or k not in ("weight", "activation")]
+    return ", ".join([*first, *others])
 
 
 def load_measurements(runs: Sequence[Path]) -> Measurements:

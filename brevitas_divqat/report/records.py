@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,8 @@ LARGEST = 2**53
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and -LARGEST <= value <= LARGEST
 
 
 def _is_count(value: Any) -> bool:
@@ -79,7 +79,7 @@ class Type:
 
 TEXT = Type("a text", lambda value: isinstance(value, str))
 COUNT = Type(f"an integer from 0 to {LARGEST}", _is_count)
-NUMBER = Type("a finite number", _is_number)
+NUMBER = Type(f"a number from {-LARGEST} to {LARGEST}", _is_number)
 FRACTION = Type("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
 OBJECT = Type("an object", lambda value: isinstance(value, dict))
 LIST = Type("a list", lambda value: isinstance(value, list))
@@ -160,18 +160,21 @@ class Record:
         return value
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, remedy: str = "delete it and measure again") -> Any:
     """Decode a JSON file.
+
+    Args:
+        path: of the file.
+        remedy: what to do if it is damaged.
 
     Raises:
         ConfigError: The file cannot be read or decoded.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: not readable as JSON ({error}); delete it and measure again"
-        ) from error
+    # RecursionError: brackets in brackets, deeper than any measurement.
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not readable as JSON ({error}); {remedy}") from error
 
 
 def read_records(run: Path) -> list[Record]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from brevitas_divqat.report.measurements import TITLES, Measurements, VictimRow
-from brevitas_divqat.report.stats import Stat
+from brevitas_divqat.report.stats import Stat, points
 
 __all__ = ["sentences", "verdict"]
 
@@ -27,8 +27,8 @@ def verdict(m: Measurements) -> str:
         m: The measurements.
 
     Returns:
-        Two to four sentences: the worst case and its price, the changes of every attack, how far to
-        trust them, and what was not measured.
+        Two to five sentences: the worst case and its price, the changes of every attack, how far to
+        trust them, a copy that names classes wrongly, and what was not measured.
     """
     return " ".join(sentences(m))
 
@@ -72,11 +72,6 @@ def _pairs(m: Measurements) -> list[_Pair]:
 
 def _victims(m: Measurements) -> dict[str, VictimRow]:
     return {row.victim: row for row in m.victims}
-
-
-def _points(value: float) -> str:
-    # Adding zero turns the "-0.0" of a small negative number into "+0.0".
-    return f"{round(100 * value, 1) + 0.0:+.1f}"
 
 
 def _noise(change: Stat) -> str:
@@ -131,7 +126,7 @@ def _price(m: Measurements, seeds: set[int]) -> str:
 def _changes(pairs: list[_Pair]) -> str:
     best = min(pairs, key=lambda pair: pair.change.mean)
     others = ", ".join(
-        f"{pair.attack} {_points(pair.change.mean)}{' (noise)' if pair.change.is_noise else ''}"
+        f"{pair.attack} {points(pair.change.mean)}{' (noise)' if pair.change.is_noise else ''}"
         for pair in pairs
         if pair is not best
     )
@@ -139,11 +134,11 @@ def _changes(pairs: list[_Pair]) -> str:
     if round(100 * best.change.mean, 1) >= 0:
         return (
             "No attack got weaker; closest to it: "
-            f"{best.attack} {_points(best.change.mean)} points{_noise(best.change)}{tail}."
+            f"{best.attack} {points(best.change.mean)} points{_noise(best.change)}{tail}."
         )
     return (
         f"Largest gain: {best.attack}, {best.qat.percent} % -> {best.divqat.percent} % "
-        f"({_points(best.change.mean)} points){_noise(best.change)}{tail}."
+        f"({points(best.change.mean)} points){_noise(best.change)}{tail}."
     )
 
 
@@ -182,17 +177,16 @@ def _price_alone(m: Measurements) -> list[str]:
 
 def _renamed(m: Measurements) -> str:
     """Name the copy that gains most by another naming of classes: accuracy alone hides it."""
-    wrong = [
-        (row.renamed, row)
-        for row in m.extractions
-        if row.renamed is not None and row.renamed.mean - row.accuracy.mean >= RENAMED
-    ]
-    if not wrong:
+    known = [(row, row.renamed) for row in m.extractions if row.renamed is not None]
+    gains = [renamed.minus(row.accuracy).mean for row, renamed in known]
+    if max(gains, default=0.0) < RENAMED:
         return ""
-    renamed, row = max(wrong, key=lambda pair: pair[0].mean)
+    row, renamed = known[gains.index(max(gains))]
+    few = f" ({renamed.n} of {row.accuracy.n} seeds)" if renamed.n < row.accuracy.n else ""
     return (
         f"Some copies name classes wrongly: renamed by the true labels, that of {row.title} by "
-        f"{row.attack} has {renamed.percent} % instead of {row.accuracy.percent} %."
+        f"{row.attack} has {renamed.percent} % instead of "
+        f"{row.accuracy.at(renamed.seeds).percent} %{few}."
     )
 
 

@@ -8,13 +8,19 @@ import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Stat", "seeds_text"]
+__all__ = ["Stat", "points", "seeds_text"]
 
 
 def seeds_text(seeds: Sequence[int]) -> str:
     """Name seeds in words, for example ``seeds 0, 1, 2``."""
     word = "seed" if len(seeds) == 1 else "seeds"
     return f"{word} {', '.join(map(str, seeds))}"
+
+
+def points(value: float) -> str:
+    """Write a difference of fractions in points of percent, for example ``-0.4``."""
+    # Adding zero turns the "-0.0" of a small negative number into "+0.0".
+    return f"{round(100 * value, 1) + 0.0:+.1f}"
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,6 @@ from brevitas_divqat.report import (
     battery_plot,
     battery_table,
     battery_verdict,
-    compare_batteries,
-    comparison_table,
     load_batteries,
     write_battery_plot,
 )
@@ -72,14 +70,19 @@ def battery_json(seed: int = 0, victim: str = "divqat", shift: float = 0.0) -> d
     }
 
 
-def write(folder: Path, **settings: Any) -> Path:
-    folder.mkdir()
-    (folder / "battery.json").write_text(json.dumps(battery_json(**settings)))
+def write_content(folder: Path, content: dict[str, Any]) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "battery.json").write_text(json.dumps(content))
     return folder
 
 
-def shown(thing: Any) -> str:
-    console = Console(file=io.StringIO(), width=110)
+def write(folder: Path, **settings: Any) -> Path:
+    folder.mkdir()
+    return write_content(folder, battery_json(**settings))
+
+
+def shown(thing: Any, width: int = 110) -> str:
+    console = Console(file=io.StringIO(), width=width)
     console.print(thing)
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return text
@@ -99,7 +102,7 @@ def test_the_verdict_names_the_worst_case_and_the_floor(tmp_path: Path) -> None:
 def test_the_table_has_every_entry_strongest_first_and_what_was_skipped(tmp_path: Path) -> None:
     (battery,) = load_batteries([write(tmp_path / "a")])
     lines = shown(battery_table(battery)).splitlines()
-    assert "Battery 1 (quick) against DivQAT: digits, lenet5, top-k 3, seed 0" in lines[0]
+    assert "Battery 1 (quick) against DivQAT: digits, lenet5, W4A4, top-k 3, seed 0" in lines[0]
     names = [
         line.split()[0] for line in lines if line.strip().startswith(("knock", "noise", "dfme"))
     ]
@@ -115,58 +118,60 @@ def test_the_table_has_every_entry_strongest_first_and_what_was_skipped(tmp_path
 def test_the_table_shows_renamed_accuracy_where_it_was_measured(tmp_path: Path) -> None:
     content = battery_json()
     content["entries"][0]["renamed_accuracy"] = 0.861
-    (tmp_path / "battery.json").write_text(json.dumps(content))
-    (battery,) = load_batteries([tmp_path])
+    (battery,) = load_batteries([write_content(tmp_path, content)])
     lines = shown(battery_table(battery)).splitlines()
     cells = {line.split()[0]: line.split()[2:5] for line in lines if "knockoff" in line}
     assert cells["knockoff-in-soft"] == ["85.0", "86.1", "80.0"]
     assert cells["knockoff-in-hard"] == ["83.0", "-", "88.0"]
+    assert "(-: not measured at each seed)" in " ".join(" ".join(lines).split())
+
+
+def test_without_any_renamed_accuracy_there_is_no_column_of_it(tmp_path: Path) -> None:
+    (battery,) = load_batteries([write(tmp_path / "a")])
+    text = shown(battery_table(battery))
+    assert "renamed" not in text
+    (skipped,) = (line for line in text.splitlines() if "dfme-soft" in line)
+    assert skipped.split() == ["dfme-soft", "skipped", "shows", "[labels]", "alone"]
+
+
+def test_renamed_accuracy_of_some_seeds_is_not_set_beside_accuracy_of_all(tmp_path: Path) -> None:
+    folders = []
+    for seed, renamed in enumerate(({0: 0.86, 1: 0.9}, {1: 0.9})):
+        content = battery_json(seed)
+        for number, value in renamed.items():
+            content["entries"][number]["renamed_accuracy"] = value
+        folders.append(write_content(tmp_path / str(seed), content))
+    (battery,) = load_batteries(folders)
+    soft, hard, _ = battery.rows
+    assert soft.renamed is None
+    assert hard.renamed is not None
+    assert hard.renamed.seeds == (0, 1)
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_entry_names_are_never_cut(tmp_path: Path, renamed: bool) -> None:
+    name = "activethief-deepfool-k-center-ood-soft"
+    content = battery_json()
+    content["entries"][0]["entry"] |= {
+        "name": name,
+        "source": "KnockoffNets, CVPR 2019; forward correction, CVPR 2017",
+    }
+    if renamed:
+        content["entries"][0]["renamed_accuracy"] = 0.9
+    (battery,) = load_batteries([write_content(tmp_path / "a", content)])
+    assert renamed or name in shown(battery_table(battery)), "whole where there is no terminal"
+    for width in (80, 110):
+        lines = shown(battery_table(battery), width).splitlines()
+        assert not any("…" in line for line in lines)
+        (end,) = (line.index("queries") for line in lines if "surrogate %" in line)
+        assert name in "".join(line[:end].strip() for line in lines)
 
 
 def test_a_renamed_accuracy_that_is_no_fraction_is_refused(tmp_path: Path) -> None:
     content = battery_json()
     content["entries"][0]["renamed_accuracy"] = 86
-    (tmp_path / "battery.json").write_text(json.dumps(content))
     with pytest.raises(ConfigError, match="renamed_accuracy"):
-        load_batteries([tmp_path])
-
-
-def test_a_defence_is_compared_with_plain_qat_seed_by_seed(tmp_path: Path) -> None:
-    folders = [
-        write(tmp_path / "a", shift=-0.10),
-        write(tmp_path / "b", seed=1, shift=-0.20),
-        write(tmp_path / "c", victim="qat"),
-        write(tmp_path / "d", victim="qat", seed=1, shift=0.02),
-        write(tmp_path / "e", victim="qat", seed=2, shift=0.05),
-    ]
-    (comparison,) = compare_batteries(load_batteries(folders))
-    assert (comparison.plain.victim, comparison.other.victim) == ("qat", "divqat")
-    assert comparison.seeds == (0, 1)
-    row = next(row for row in comparison.rows if row.name == "knockoff-in-soft")
-    assert row.change.by_seed == ((0, pytest.approx(-0.10)), (1, pytest.approx(-0.22)))
-    lines = shown(comparison_table(comparison)).splitlines()
-    text = " ".join(" ".join(lines).split())
-    assert text.startswith(
-        "DivQAT beside plain QAT, battery 1 (quick): digits, lenet5, top-k 3, seeds 0, 1"
-    )
-    (line,) = (line for line in lines if "knockoff-in-soft" in line)
-    # Student's t with one degree of freedom: 12.706 standard errors to either side.
-    assert line.split()[1:] == ["86.0", "±", "12.7", "70.0", "±", "63.5", "-16.0", "±", "76.2"]
-    assert "differences paired by seed. The victims have 90.0 ± 0.0 and 90.0 ± 0.0 %." in text
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"executor": "reference"}, {"images": 7}, {"seed": 5}],
-    ids=["executor", "images", "no seed in common"],
-)
-def test_batteries_of_other_settings_are_not_compared(
-    tmp_path: Path, change: dict[str, Any]
-) -> None:
-    folder = tmp_path / "qat"
-    folder.mkdir()
-    (folder / "battery.json").write_text(json.dumps(battery_json(victim="qat") | change))
-    assert compare_batteries(load_batteries([folder, write(tmp_path / "a")])) == []
+        load_batteries([write_content(tmp_path, content)])
 
 
 def test_seeds_are_averaged_and_victims_are_kept_apart(tmp_path: Path) -> None:
@@ -218,8 +223,10 @@ def test_an_entry_that_was_skipped_at_some_seeds_says_so(tmp_path: Path) -> None
 
 def test_a_seed_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     folders = [write(tmp_path / "a"), write(tmp_path / "b")]
-    with pytest.raises(ConfigError, match="have the seed 0"):
+    with pytest.raises(ConfigError, match="qat with the seed 0 was already read") as caught:
         load_batteries(folders)
+    for folder in folders:
+        assert str(folder / "battery.json") in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -234,6 +241,8 @@ def test_a_seed_that_occurs_twice_is_refused(tmp_path: Path) -> None:
         ({"entries": [{**row("a", 0.5, 0.5), "accuracy": None}]}, "entry 0: lacks 'accuracy'"),
         ({"entries": [row("a", 7.5, 0.5)]}, "entry 0: accuracy is 7.5, expected a number from 0"),
         ({"entries": [row("a", float("nan"), 0.5)]}, "entry 0: accuracy is nan"),
+        ({"entries": [row("a", 10**400, 0.5)]}, "entry 0: accuracy is 1000"),
+        ({"entries": [row("a", 0.1, 0.1), row("a", 0.2, 0.2)]}, "entry 1: 'a' occurs a second"),
         ({"entries": [{**row("a", 0.5, 0.5), "queries": "1"}]}, "entry 0: queries is '1'"),
         ({"entries": [{**row("a", 0.5, 0.5), "status": []}]}, "entry 0: status is"),
         ({"entries": [{**row("a", 0.5, 0.5), "entry": "a"}]}, "entry 0: entry is 'a'"),
@@ -296,7 +305,10 @@ def test_batteries_that_look_alike_have_plots_of_their_own(tmp_path: Path) -> No
     path = folders[1] / "battery.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"surrogate_device": "cuda"}))
     first, second = load_batteries(folders)
-    assert first == second, "the device is not shown"
+    assert (first.against, second.against) == (
+        "DivQAT (surrogate_device cpu)",
+        "DivQAT (surrogate_device cuda)",
+    )
     assert main(["report", *map(str, folders), "-o", str(tmp_path / "out")]) == 0
     assert len(list((tmp_path / "out").iterdir())) == 2
 
@@ -307,6 +319,45 @@ def test_divqat_report_leaves_no_folder_out_in_silence(
     assert main(["report", str(write(tmp_path / "a")), str(tmp_path / "typo")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "typo: holds neither measurements nor battery.json" in line
+
+
+def test_a_file_in_place_of_a_folder_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "a") / "battery.json"
+    assert main(["report", str(file)]) == 2
+    assert capsys.readouterr() == ("", f"divqat: error: {file} is a file: name its folder\n")
+
+
+def test_a_bad_folder_of_plots_is_refused_before_anything_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, file = write(tmp_path / "a"), tmp_path / "file"
+    file.write_text("x")
+    assert main(["report", str(folder), "-o", str(file)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert f"cannot create the folder {file}" in err
+
+
+def test_the_help_of_divqat_report_names_batteries(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["report", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Render runs, attacks and batteries" in said
+    assert "and of batteries (`divqat attack --battery`), which are averaged where" in said
+
+
+@pytest.mark.parametrize("content", [b"{", b"[" * 100_000, b"\xff"])
+def test_a_file_that_is_no_json_has_the_advice_of_other_batteries(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    (write(tmp_path / "a") / "battery.json").write_bytes(content)
+    assert main(["report", str(tmp_path / "a")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "battery.json: not readable as JSON" in line
+    assert line.endswith("; delete it and go on with --battery --resume")
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,11 @@ def test_query_set_figures_may_be_absent(
         pytest.param(
             "qat-in-soft", {"query_set__entropy": "high"}, "query_set.entropy", id="optional"
         ),
+        pytest.param(
+            "qat-in-soft", {"renamed_accuracy": 88.7}, "renamed_accuracy is", id="renamed"
+        ),
+        pytest.param("qat-in-soft", {"accuracy": 10**400}, "accuracy is 1000", id="huge"),
+        pytest.param("qat-in-soft", {"query_set__entropy": 10**400}, "entropy is", id="huge nats"),
         pytest.param("qat-in-soft", {"curve": [{"queries": -1}]}, "curve is", id="curve"),
         pytest.param(
             "qat-in-soft",
@@ -164,7 +169,7 @@ def test_a_bad_file_is_named_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[]", b"3"])
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[]", b"3", b"[" * 100_000])
 def test_a_damaged_file_is_named(write_run: Callable[..., Path], content: bytes) -> None:
     run = write_run()
     path = run / "measurements" / "qat.json"

@@ -70,13 +70,34 @@ def test_copies_that_name_classes_wrongly_are_told_apart(
     write_run: WriteRun, edit_json: Callable[..., None]
 ) -> None:
     run = write_run()
+    # In/soft gains 1.8 points, to the most of all, ood/hard 1, and ood/soft 3.8.
     renamed = {"divqat-ood-hard": 0.259, "divqat-in-soft": 0.899, "divqat-ood-soft": 0.26}
     for name, value in renamed.items():
         edit_json(run / "measurements" / f"{name}.json", renamed_accuracy=value)
-    # In/soft gains less than three points by it.
     assert verdict(load_measurements([run])).endswith(
         "Some copies name classes wrongly: renamed by the true labels, that of DivQAT by ood/soft "
         "has 26.0 % instead of 22.2 %."
+    )
+    # In/hard now has the most of all that gain three points, ood/soft still gains most.
+    edit_json(run / "measurements" / "divqat-in-hard.json", renamed_accuracy=0.905)
+    assert "that of DivQAT by ood/soft has 26.0 %" in verdict(load_measurements([run]))
+    edit_json(run / "measurements" / "divqat-ood-soft.json", renamed_accuracy=0.24)
+    edit_json(run / "measurements" / "divqat-in-hard.json", renamed_accuracy=0.902)
+    assert "name classes wrongly" not in verdict(load_measurements([run]))
+
+
+def test_a_copy_renamed_at_some_seeds_is_compared_at_these(
+    write_run: WriteRun, edit_json: Callable[..., None]
+) -> None:
+    low: Thefts = {"qat": (0.8, 0.7, 0.4, 0.3), "divqat": (0.8, 0.7, 0.1, 0.3)}
+    high: Thefts = {"qat": (0.8, 0.7, 0.4, 0.3), "divqat": (0.8, 0.7, 0.5, 0.3)}
+    runs = [write_run(0, thefts=low), write_run(1, thefts=high)]
+    path = runs[1] / "measurements" / "divqat-ood-soft.json"
+    edit_json(path, renamed_accuracy=0.51)  # the mean over both seeds is 0.3
+    assert "name classes wrongly" not in verdict(load_measurements(runs))
+    edit_json(path, renamed_accuracy=0.54)
+    assert verdict(load_measurements(runs)).endswith(
+        "that of DivQAT by ood/soft has 54.0 % instead of 50.0 % (1 of 2 seeds)."
     )
 
 
