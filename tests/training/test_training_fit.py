@@ -23,7 +23,7 @@ from brevitas_divqat.errors import ConfigError, DataError, TrainingDiverged
 from brevitas_divqat.loss import DivQATLoss
 from brevitas_divqat.progress import Show
 from brevitas_divqat.seeding import generator
-from brevitas_divqat.training import FitConfig, cross_entropy, fit
+from brevitas_divqat.training import FitConfig, augmentation_of, cross_entropy, fit
 from brevitas_divqat.training.state import read_tensors
 
 MakeModel = Callable[..., nn.Module]
@@ -152,16 +152,25 @@ def test_fit_equals_a_plain_loop_bit_for_bit(digits: Dataset) -> None:
 def test_alpha_0_equals_plain_training_bit_for_bit(make_model: MakeModel, digits: Dataset) -> None:
     data = digits.train
     plain, divqat, defended = (make_model("quantized") for _ in range(3))
-    reference = make_model("float")
+    reference, augment = make_model("float"), augmentation_of("shift")
     for model, criterion in (
         (plain, cross_entropy),
-        (divqat, DivQATLoss(reference, alpha=0.0)),
-        (defended, DivQATLoss(reference, alpha=0.04)),
+        (divqat, DivQATLoss(reference, alpha=0.0, augment=augment)),
+        (defended, DivQATLoss(reference, alpha=0.04, augment=augment)),
     ):
         options = {"config": config(augmentation="shift"), "seed": 0}
         fit(model, criterion, data.images, data.labels, **options)
     assert equal_states(plain.state_dict(), divqat.state_dict())
     assert not equal_states(plain.state_dict(), defended.state_dict())
+
+
+def test_outliers_that_stay_whole_beside_augmented_images_are_refused(
+    make_model: MakeModel, digits: Dataset
+) -> None:
+    criterion = DivQATLoss(make_model("float"), alpha=0.04)
+    settings, data = config(augmentation="shift"), digits.train
+    with pytest.raises(ConfigError, match=r'make it with .*augmentation_of\("shift"\)'):
+        fit(make_model("quantized"), criterion, data.images, data.labels, config=settings, seed=0)
 
 
 def test_soft_targets_equal_one_hot_labels(make_model: MakeModel, digits: Dataset) -> None:
