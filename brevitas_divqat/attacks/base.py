@@ -4,22 +4,20 @@
 from __future__ import annotations
 
 import time
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from brevitas_divqat.attacks.inquiry import Inquiry
 from brevitas_divqat.attacks.shadows import check_adaptive
 from brevitas_divqat.attacks.thief import Resources, Thief, ThiefConfig
 from brevitas_divqat.attacks.transcript import Recorder, Transcript
+from brevitas_divqat.data import checksum
 from brevitas_divqat.errors import ConfigError, DataError
 from brevitas_divqat.executors import check_images
 from brevitas_divqat.progress import Progress, silent
@@ -27,7 +25,7 @@ from brevitas_divqat.seeding import seeded
 from brevitas_divqat.training import FitConfig, check_fit
 from brevitas_divqat.victims import QueryInterface
 
-__all__ = ["Attack", "CurvePoint", "Extraction", "QueryStrategy", "checksum"]
+__all__ = ["Attack", "CurvePoint", "Extraction", "QueryStrategy"]
 
 LEARNED_AGAIN = 50_000
 """The last images that a student of a data-free attack learns from once more, where the thief does
@@ -306,11 +304,6 @@ def _check_surrogate(thief: Thief, victim: QueryInterface) -> None:
             f"the surrogate gives {tuple(getattr(logits, 'shape', ()))} for 2 images, the victim "
             f"has {victim.num_classes} classes: give a surrogate with as many"
         )
-
-
-def checksum(images: NDArray[np.uint8]) -> str:
-    """Return what tells one pool from another, by its bytes."""
-    return f"{zlib.crc32(np.ascontiguousarray(images).data):08x}"
 
 
 def _check_pool(queries: QueryStrategy, victim: QueryInterface, resources: Resources) -> None:

@@ -12,7 +12,7 @@ from brevitas_divqat.data.config import DataConfig
 from brevitas_divqat.data.images import conform
 from brevitas_divqat.data.loading import load
 from brevitas_divqat.data.pools import load_pool
-from brevitas_divqat.data.records import Augmentation, Dataset, Labelled, Pool
+from brevitas_divqat.data.records import Augmentation, Dataset, Labelled, Pool, checksum
 
 __all__ = [
     "DATASETS",
@@ -21,6 +21,7 @@ __all__ = [
     "Dataset",
     "Labelled",
     "Pool",
+    "checksum",
     "conform",
     "load",
     "load_pool",

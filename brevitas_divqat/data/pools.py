@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Read the images of a thief from an array file or from a folder of pictures."""
+"""Read unlabelled images, of a thief or a defender, from an array file or a folder of pictures."""
 
 from __future__ import annotations
 

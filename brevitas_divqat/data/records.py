@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -157,3 +158,8 @@ def check_labels(labels: Labels, num_classes: int, source: str) -> None:
             f"{source}: got label {wrong[0]}, expected 0 to {num_classes - 1} for "
             f"{num_classes} classes; check that the labels belong to this data set"
         )
+
+
+def checksum(images: Images) -> str:
+    """Return what tells one pool from another, by its bytes."""
+    return f"{zlib.crc32(np.ascontiguousarray(images).data):08x}"

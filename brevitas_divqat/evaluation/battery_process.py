@@ -14,9 +14,8 @@ from typing import Any
 import torch
 
 from brevitas_divqat.attacks import AttackConfig
-from brevitas_divqat.attacks.base import checksum
 from brevitas_divqat.attacks.battery import VERSION, BatteryName, Entry
-from brevitas_divqat.data import DataConfig, Dataset, conform, load
+from brevitas_divqat.data import DataConfig, Dataset, checksum, conform, load
 from brevitas_divqat.data.catalogue import CATALOGUE, PHOTOGRAPHS
 from brevitas_divqat.errors import DataError, DivQATError
 from brevitas_divqat.evaluation.measure import interface_record

@@ -17,15 +17,16 @@ from brevitas_divqat.executors import ExecutorConfig
 from brevitas_divqat.files import write_text
 from brevitas_divqat.loss import LossConfig
 from brevitas_divqat.models import ModelConfig
-from brevitas_divqat.training import TrainingConfig
+from brevitas_divqat.training import TrainingConfig, check_outlier_images
 from brevitas_divqat.victims import OutputInterface
 
 __all__ = ["RunConfig", "read_yaml", "settings_in", "settings_of"]
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
-PLACES = frozenset({"data_root", "download"})
-"""Settings that decide where the data come from, and no number."""
+PLACES = frozenset({"data_root", "download", "outlier_images"})
+"""Settings that decide where the data come from, and no number: a training checks by itself that it
+goes on with the same outlier images."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +56,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}: it must be 0 or more")
-        given, images = "given" in self.loss.kinds, self.training.outlier_images
-        if given and images is None and self.loss.weight > 0:
-            raise ConfigError(
-                "outliers of kind given are asked for, and no images to draw them from: give "
-                "--outlier-images, or leave given out of --outliers"
-            )
-        if images is not None and not given:
-            raise ConfigError(
-                f"outlier_images is {images}, but outliers is {list(self.loss.kinds)}: name given "
-                "among --outliers, or leave --outlier-images out"
-            )
+        check_outlier_images(self.training.outlier_images, self.loss)
 
     def flat(self) -> dict[str, Any]:
         """Return every setting under its own name, as the command line names it."""

@@ -119,7 +119,8 @@ class DivQATLoss(nn.Module):
     Raises:
         ConfigError: if a setting is out of range, the reference is no module, cannot be copied or
             is quantized (as the trained model itself is), or the model is not quantized, or is
-            wrapped in ``DataParallel``.
+            wrapped in ``DataParallel``; if ``augment`` or ``outlier_images`` is no function or
+            without effect, or ``outlier_images`` is missing.
 
     Example:
         >>> import torch
@@ -223,7 +224,8 @@ class DivQATLoss(nn.Module):
             (N + M, C, H, W), M of ``outlier_share`` times N, rounded down, but 1 or more.
 
         Raises:
-            ConfigError: if the inputs are no images, or the model is needed and missing.
+            ConfigError: if the inputs are no images, the model is needed and missing, or what is
+                drawn or augmented has another shape, type or device than the inputs.
         """
         wanted = self.training and torch.is_grad_enabled() and self.config.weight > 0
         if not self.config.kinds or not wanted or self._watch is not None:

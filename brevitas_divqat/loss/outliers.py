@@ -41,7 +41,9 @@ class Outliers(nn.Module):
     Args:
         kinds: one or more, or none for a module that is not called.
         share: how many to make per image, rounded down, but 1 or more.
-        augment: varies the outliers as the images have been varied, see `DivQATLoss`.
+        augment: varies the outliers as the images have been varied, see `DivQATLoss`; patches too,
+            which come of varied images: the quarters of most have their borders inside, so that
+            fewer patches than images would have a border at the edge.
         draw: draws those of the kind given.
 
     Attributes:

@@ -20,7 +20,7 @@ from brevitas_divqat.training.fit import (
     fit,
     measure_accuracy,
 )
-from brevitas_divqat.training.outlier_images import drawn_from
+from brevitas_divqat.training.outlier_images import check_outlier_images, drawn_from
 from brevitas_divqat.training.recipe import (
     Method,
     start_quantized,
@@ -39,6 +39,7 @@ __all__ = [
     "augmentation_of",
     "calibrate",
     "check_fit",
+    "check_outlier_images",
     "cross_entropy",
     "drawn_from",
     "fit",

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from brevitas_divqat.data import Augmentation
+from brevitas_divqat.errors import check_choice
 
 __all__ = ["augment", "augmentation_of", "shifted_copies"]
 
@@ -42,7 +43,20 @@ def augment(images: Tensor, kind: Augmentation, generator: torch.Generator | Non
 
 
 def augmentation_of(kind: Augmentation) -> Callable[[Tensor], Tensor] | None:
-    """Return `augment` of a kind with torch's own random numbers, for `DivQATLoss`; or None."""
+    """Return what varies a batch as `augment` does, by torch's own random numbers.
+
+    For `DivQATLoss`, whose outliers are to vary as the training images do.
+
+    Args:
+        kind: of variation; ``"shift"`` and ``"shift-flip"`` let in black, which must be 0.
+
+    Returns:
+        A function of (N, C, H, W) images of any type; None for ``"none"``.
+
+    Raises:
+        ConfigError: if there is no such kind.
+    """
+    check_choice("augmentation", kind, Augmentation)
     return None if kind == "none" else partial(augment, kind=kind)
 
 

@@ -108,7 +108,7 @@ def fit(
         DataError: if there are fewer images than one batch needs.
         ConfigError: if the device is not there, an activation quantizer is still collecting
             statistics, which no state could hold, while a folder is given, or the images are
-            augmented and the criterion's outliers are not.
+            augmented and the criterion's outliers are not, or the other way round.
     """
     if folder:
         _check_calibrated(model)
@@ -151,6 +151,13 @@ def fit(
 def _check_outliers(criterion: Criterion, config: FitConfig) -> None:
     if not isinstance(criterion, DivQATLoss) or not criterion.config.kinds:
         return
+    if criterion.config.weight == 0:  # none are made
+        return
+    if config.augmentation == "none" and criterion.outliers.augment is not None:
+        raise ConfigError(
+            "augmentation is none and the criterion augments its outliers, which the network would "
+            "tell by it: leave augment= out of DivQATLoss"
+        )
     if config.augmentation != "none" and criterion.outliers.augment is None:
         raise ConfigError(
             f"augmentation is {config.augmentation} and the criterion does not augment its "

@@ -3,30 +3,95 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from brevitas_divqat.data import Pool, checksum
+from brevitas_divqat.data.records import check_images
+from brevitas_divqat.errors import ConfigError
+from brevitas_divqat.files import make_folder, write_json
+from brevitas_divqat.loss import LossConfig
 from brevitas_divqat.training.calibration import to_input
 
-__all__ = ["drawn_from"]
+__all__ = ["check_outlier_images", "drawn_from", "keep_identity"]
+
+IDENTITY_FILE = "outlier-images.json"
+
+
+def check_outlier_images(path: Path | None, loss: LossConfig) -> None:
+    """Check that there are images of one's own exactly where outliers are drawn from them.
+
+    Args:
+        path: of the images.
+        loss: names the kinds of outliers; at alpha 0 none are drawn.
+
+    Raises:
+        ConfigError: if either is there without the other.
+    """
+    given = "given" in loss.kinds
+    if given and path is None and loss.weight > 0:
+        raise ConfigError(
+            "outliers of kind given are asked for, and no images to draw them from: give "
+            "--outlier-images, or leave given out of --outliers"
+        )
+    if path is not None and not given:
+        raise ConfigError(
+            f"outlier_images is {path}, but outliers is {list(loss.kinds)}: name given among "
+            "--outliers, or leave --outlier-images out (null)"
+        )
 
 
 def drawn_from(images: NDArray[np.uint8]) -> Callable[[int], Tensor]:
     """Return what draws from images by torch's own random numbers, for `DivQATLoss`.
 
+    For models that are given pixels as `divqat train` gives them, which are 1/256 of 8-bit levels.
+
     Args:
-        images: (N, C, H, W) uint8, of no class.
+        images: (N, C, H, W) uint8, N of 1 or more, of no class.
 
     Returns:
         A function of a count: (count, C, H, W) float32 in [0, 255/256], drawn with replacement.
+
+    Raises:
+        DataError: if the images are of another type or shape, or there are none.
     """
+    check_images(images, "outlier_images")
+    return partial(_draw, images)
 
-    def draw(count: int) -> Tensor:
-        chosen = torch.randint(len(images), (count,)).numpy()
-        return to_input(torch.from_numpy(images[chosen]))
 
-    return draw
+def _draw(images: NDArray[np.uint8], count: int) -> Tensor:
+    chosen = torch.randint(len(images), (count,)).numpy()
+    return to_input(torch.from_numpy(images[chosen]))
+
+
+def keep_identity(pool: Pool, folder: Path, *, resume: bool) -> dict[str, object]:
+    """Note in a training's folder which images it draws from, or check that they are the same.
+
+    Returns:
+        How many there are, and what tells them from others, for the record of the method.
+
+    Raises:
+        ConfigError: if a training goes on with other images than it began with.
+    """
+    identity: dict[str, object] = {"outlier_images": len(pool), "crc32": checksum(pool.images)}
+    path = folder / IDENTITY_FILE
+    if resume and path.exists():
+        try:
+            before = json.loads(path.read_text())
+        except ValueError as error:
+            raise ConfigError(f"{path} is damaged: train anew in another --out") from error
+        if before != identity:
+            raise ConfigError(
+                f"--outlier-images holds {identity}, but the training in {folder} began with "
+                f"{before}: give the same images to go on, or another --out"
+            )
+    make_folder(folder)
+    write_json(path, identity)
+    return {"outlier_images": len(pool), "outlier_images_crc32": identity["crc32"]}

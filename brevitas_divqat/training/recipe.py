@@ -26,7 +26,11 @@ from brevitas_divqat.training.checkpoint import (
 )
 from brevitas_divqat.training.config import TrainingConfig
 from brevitas_divqat.training.fit import Criterion, cross_entropy, fit
-from brevitas_divqat.training.outlier_images import drawn_from
+from brevitas_divqat.training.outlier_images import (
+    check_outlier_images,
+    drawn_from,
+    keep_identity,
+)
 from brevitas_divqat.training.speed import speed_up
 
 __all__ = ["Method", "start_quantized", "train_float", "train_quantized"]
@@ -139,13 +143,29 @@ def train_quantized(
 
     Returns:
         The quantized network, on the CPU, in evaluation mode.
+
+    Raises:
+        ConfigError: if outliers are to be drawn from images of one's own that are not named, or
+            named in vain, or others than an interrupted training began with.
+        DataError: if these cannot be read.
     """
     if resume and is_finished(folder):
         return load_checkpoint(folder)[0]
+    described: dict[str, object] = {"label_smoothing": loss.label_smoothing}
+    outliers: dict[str, Any] = {}
+    if method == "divqat":
+        check_outlier_images(training.outlier_images, loss)
+        described = asdict(loss)
+        if loss.kinds:
+            vary = training.fit_config(quantized=True, augmentation=dataset.augmentation)
+            outliers["augment"] = augmentation_of(vary.augmentation)
+        if training.outlier_images is not None:
+            pool = load_pool(training.outlier_images, dataset.image_shape, "--outlier-images")
+            described |= keep_identity(pool, folder, resume=resume)
+            outliers["outlier_images"] = drawn_from(pool.images)
     model = start_quantized(reference, model_config, training, dataset, seed=seed)
     options = asdict(loss) | ({"alpha": 0.0} if method == "qat" else {})
-    criterion = DivQATLoss(reference, **options, **_of_outliers(training, loss, dataset))
-    described = asdict(loss) if method == "divqat" else {"label_smoothing": loss.label_smoothing}
+    criterion = DivQATLoss(reference, **options, **outliers)
     _fit_and_save(
         model,
         criterion,
@@ -160,19 +180,6 @@ def train_quantized(
         progress=progress,
     )
     return model
-
-
-def _of_outliers(training: TrainingConfig, loss: LossConfig, dataset: Dataset) -> dict[str, Any]:
-    """Return what varies the outliers, and what draws those of kind given."""
-    if not loss.kinds:
-        return {}
-    vary = training.fit_config(quantized=True, augmentation=dataset.augmentation).augmentation
-    draw = None
-    if "given" in loss.kinds and training.outlier_images is not None:
-        draw = drawn_from(
-            load_pool(training.outlier_images, dataset.image_shape, "--outlier-images").images
-        )
-    return {"augment": augmentation_of(vary), "outlier_images": draw}
 
 
 def _fit_and_save(

@@ -155,7 +155,7 @@ def test_alpha_0_equals_plain_training_bit_for_bit(make_model: MakeModel, digits
     reference, augment = make_model("float"), augmentation_of("shift")
     for model, criterion in (
         (plain, cross_entropy),
-        (divqat, DivQATLoss(reference, alpha=0.0, augment=augment)),
+        (divqat, DivQATLoss(reference, alpha=0.0)),
         (defended, DivQATLoss(reference, alpha=0.04, augment=augment)),
     ):
         options = {"config": config(augmentation="shift"), "seed": 0}
@@ -171,6 +171,20 @@ def test_outliers_that_stay_whole_beside_augmented_images_are_refused(
     settings, data = config(augmentation="shift"), digits.train
     with pytest.raises(ConfigError, match=r'make it with .*augmentation_of\("shift"\)'):
         fit(make_model("quantized"), criterion, data.images, data.labels, config=settings, seed=0)
+
+
+def test_augmented_outliers_beside_whole_images_are_refused(
+    make_model: MakeModel, digits: Dataset
+) -> None:
+    criterion = DivQATLoss(make_model("float"), alpha=0.04, augment=augmentation_of("shift"))
+    data = digits.train
+    with pytest.raises(ConfigError, match="leave augment= out"):
+        fit(make_model("quantized"), criterion, data.images, data.labels, config=config(), seed=0)
+
+
+def test_augmentation_of_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ConfigError, match="choose from"):
+        augmentation_of("flip")  # type: ignore[arg-type]
 
 
 def test_soft_targets_equal_one_hot_labels(make_model: MakeModel, digits: Dataset) -> None:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +18,14 @@ from brevitas.nn import QuantReLU
 from torch import Tensor, nn
 
 from brevitas_divqat.data import Dataset
-from brevitas_divqat.errors import CheckpointError
+from brevitas_divqat.errors import CheckpointError, ConfigError, DataError
 from brevitas_divqat.loss import DivQATLoss, LossConfig
 from brevitas_divqat.models import ModelConfig, Precision, build, load_float_weights
 from brevitas_divqat.training import (
     CheckpointInfo,
     TrainingConfig,
     calibrate,
+    drawn_from,
     is_finished,
     load_checkpoint,
     recipe,
@@ -214,6 +217,78 @@ def test_given_outliers_are_drawn_from_the_file(
     first, again, other = trained("first", 0), trained("again", 0), trained("other", 200)
     assert equal_states(first, again)
     assert not equal_states(first, other)
+
+
+def test_given_outliers_are_the_same_after_a_resumption(
+    make_model: MakeModel, digits: Dataset, tmp_path: Path
+) -> None:
+    file, folder = tmp_path / "own.npy", tmp_path / "run"
+    loss = LossConfig(outliers=("given",))
+    training = replace(TRAINING, outlier_images=file)
+
+    def train(*, resume: bool) -> nn.Module:
+        return train_quantized(
+            "divqat",
+            make_model("float"),
+            MODEL,
+            training,
+            loss,
+            digits,
+            folder,
+            seed=0,
+            resume=resume,
+        )
+
+    np.save(file, np.zeros((5, 8, 8), dtype=np.uint8))
+    first = train(resume=False)
+    method = load_checkpoint(folder)[1].method
+    assert method["outlier_images"] == 5
+    assert method["outlier_images_crc32"] == f"{zlib.crc32(bytes(5 * 8 * 8)):08x}"
+    (folder / INFO_FILE).unlink()
+    assert equal_states(first.state_dict(), train(resume=True).state_dict())
+    (folder / INFO_FILE).unlink()
+    np.save(file, np.ones((5, 8, 8), dtype=np.uint8))
+    with pytest.raises(ConfigError, match="began with .*give the same images to go on"):
+        train(resume=True)
+    (folder / "outlier-images.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"outlier-images\.json is damaged"):
+        train(resume=True)
+
+
+def test_images_that_nothing_draws_from_are_refused(
+    make_model: MakeModel, digits: Dataset, tmp_path: Path
+) -> None:
+    training = replace(TRAINING, outlier_images=tmp_path / "own.npy")
+    with pytest.raises(ConfigError, match="name given among --outliers"):
+        train_quantized(
+            "divqat",
+            make_model("float"),
+            MODEL,
+            training,
+            LossConfig(),
+            digits,
+            tmp_path / "run",
+            seed=0,
+        )
+
+
+@pytest.mark.parametrize(
+    "images",
+    [np.zeros((0, 1, 8, 8), np.uint8), np.zeros((3, 8, 8), np.uint8), np.zeros((3, 1, 8, 8))],
+)
+def test_draw_from_what_are_no_images_is_refused(images: np.ndarray) -> None:
+    with pytest.raises(DataError, match="outlier_images"):
+        drawn_from(images)
+
+
+def test_draw_can_be_pickled() -> None:
+    draw = drawn_from(np.arange(128, dtype=np.uint8).reshape(2, 1, 8, 8))
+    again = pickle.loads(pickle.dumps(draw))
+    torch.manual_seed(0)
+    first = draw(4)
+    torch.manual_seed(0)
+    assert torch.equal(first, again(4))
+    assert 63 / 256 <= first.max() <= 127 / 256
 
 
 @pytest.mark.parametrize("method", ["qat", "divqat"])
