@@ -48,8 +48,9 @@ def _in_plain_words(message: str) -> str:
     found = re.search(
         r'Parser key "(?P<flag>\w+)": .*?'
         r"(?:\[tuple\[typing\.Literal\[(?P<words>.*?)\]|"
-        r"(?:<class '|\[)(?P<type>\w+)(?:'>|\[)|typing\.Literal\[(?P<of>.*?)\]).*"
-        r"(?:Given|Got) value: (?P<value>.*)",
+        r"(?:<class '|\[)(?:pathlib\.)?(?P<type>(?!None)\w+)(?:'>|\[)|"
+        r"typing\.Literal\[(?P<of>.*?)\]).*"
+        r"(?:Given|Got) value: ?(?P<value>.*)",
         message,
     )
     if found is None:
@@ -58,6 +59,7 @@ def _in_plain_words(message: str) -> str:
         "int": "a whole number",
         "float": "a number",
         "bool": "true or false",
+        "Path": "a path",
         "list": "whole numbers in brackets, e.g. [1,2]",
         "tuple": "whole numbers in brackets, e.g. [1,2]",
     }
@@ -250,15 +252,16 @@ def _use_config(
 ) -> None:
     """Make a file's settings the defaults; those of groups that this command lacks are skipped.
 
-    A run's file holds what its preset stands for: another preset on the command line replaces it.
+    A file that names a preset, as a run's does, holds what that stands for: another preset on the
+    command line replaces it.
     """
     from brevitas_divqat.evaluation import settings_in
-    from brevitas_divqat.loss import OF_PRESET, LossConfig
+    from brevitas_divqat.loss import OF_PRESET
 
     names = {f.name: group for group, cls in known.items() for f in fields(cls)} | {"seed": ""}
     chosen: dict[str, Any] = {}
     content = settings_in(file)
-    other_preset = preset is not None and preset != content.get("preset", LossConfig.preset)
+    other_preset = preset is not None and content.get("preset", preset) != preset
     for name, value in content.items():
         key = str(name).replace("-", "_")
         if key not in names:
@@ -312,7 +315,7 @@ def _run(settings: Namespace) -> None:
     if settings.float_of is not None:
         check_float(config, settings.float_of)
     dataset = _load(config)
-    check_settings(config, dataset)
+    check_settings(config, dataset, folder)
     open_folder(config, folder, resume=settings.resume)
     if settings.float_of is not None:
         take_float(config, settings.float_of, folder)
@@ -339,7 +342,7 @@ def _train(settings: Namespace) -> None:
     if settings.float_of is not None:
         check_float(config, settings.float_of)
     dataset = _load(config, foreign=False)
-    check_settings(config, dataset)
+    check_settings(config, dataset, folder)
     open_folder(config, folder, resume=settings.resume)
     if settings.float_of is not None:
         take_float(config, settings.float_of, folder)

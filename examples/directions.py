@@ -30,8 +30,9 @@ from brevitas.graph.calibrate import quantization_status_manager
 from torch import nn
 
 from brevitas_divqat.data import load
-from brevitas_divqat.errors import DivQATError
+from brevitas_divqat.errors import ConfigError, DivQATError
 from brevitas_divqat.evaluation import RunConfig, settings_of
+from brevitas_divqat.evaluation.theft import check_no_file_in_the_way
 from brevitas_divqat.loss import DivQATLoss
 from brevitas_divqat.loss.functional import per_sample_divergence
 from brevitas_divqat.loss.outliers import outliers_like
@@ -510,6 +511,18 @@ def train(run, name, weight, out, epochs):
     )
 
 
+def check(settings):
+    if settings.out.exists():
+        raise ConfigError(f"{settings.out} exists: choose another --out")
+    check_no_file_in_the_way(settings.out)
+    if not 0 < settings.weight < math.inf:
+        raise ConfigError(f"--weight is {settings.weight}: it must be more than 0, and finite")
+    if settings.name == "nasty" and settings.epochs is not None:
+        raise ConfigError(
+            "--epochs is of quantized training, which nasty has none of: leave it out"
+        )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, nargs="?", help="a folder of `divqat train`")
@@ -524,12 +537,11 @@ def main():
         return
     if settings.name is None or settings.out is None:
         parser.error("give a run, a name and --out")
-    if settings.out.exists():
-        parser.error(f"{settings.out} exists: choose another --out")
     try:
+        check(settings)
         train(settings.run, settings.name, settings.weight, settings.out, settings.epochs)
     except DivQATError as error:
-        parser.error(str(error))
+        parser.exit(2, f"directions.py: error: {error}\n")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,6 +60,30 @@ def test_a_direction_trains_a_victim(run: Path, tmp_path: Path, name: str) -> No
     before = load_checkpoint(run / "qat")[0].state_dict()
     after = load_checkpoint(out)[0].state_dict()
     assert any(not (before[key] == after[key]).all() for key in before)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("constant --weight 0 --out victim", "--weight is 0.0"),
+        ("constant --weight nan --out victim", "--weight is nan"),
+        ("constant --weight=-1 --out victim", "--weight is -1.0"),
+        ("nasty --epochs 1 --out victim", "nasty has none of"),
+        ("constant --out run/config.yaml/victim", "a file is in the way"),
+        ("constant --out run", "run exists"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(
+    run: Path, argv: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(run.parent)
+    monkeypatch.setattr(sys, "argv", ["directions.py", "run", *argv.split()])
+    with pytest.raises(SystemExit) as caught:
+        DIRECTIONS.main()
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.splitlines()) == 1
 
 
 def test_rounding_stays_within_half_a_step(run: Path, tmp_path: Path) -> None:

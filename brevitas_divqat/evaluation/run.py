@@ -63,6 +63,8 @@ from brevitas_divqat.seeding import seeded
 from brevitas_divqat.training import (
     Method,
     check_fit,
+    check_identity,
+    check_warmup,
     load_checkpoint,
     train_float,
     train_quantized,
@@ -114,12 +116,18 @@ def check_folder(config: RunConfig, folder: Path, *, resume: bool) -> None:
     check_no_file_in_the_way(folder)
 
 
-def check_settings(config: RunConfig, dataset: Dataset) -> None:
+def check_settings(config: RunConfig, dataset: Dataset, folder: Path) -> None:
     """Check that the settings fit the data set, before time is spent on them.
+
+    Args:
+        config: of the run.
+        dataset: of the run.
+        folder: of the run, which may have begun.
 
     Raises:
         ConfigError: if the victim or the surrogate does not take such images, the interface shows
-            more than there are classes, or the device is not there.
+            more than there are classes, the device is not there, alpha would still rise at the end
+            of the training, or the run began with other images to draw outliers from.
         DataError: if there are fewer training images than one batch, or outliers to be drawn that
             cannot be read.
     """
@@ -132,12 +140,13 @@ def check_settings(config: RunConfig, dataset: Dataset) -> None:
             build(name, dataset.image_shape, dataset.num_classes, precision=precision, width=width)
     config.interface.check_classes(dataset.num_classes)
     if config.training.outlier_images is not None:
-        load_pool(config.training.outlier_images, dataset.image_shape, "--outlier-images")
-    for fit_config in (
-        config.training.fit_config(quantized=False, augmentation="none"),
-        config.training.fit_config(quantized=True, augmentation="none"),
-    ):
+        path = config.training.outlier_images
+        pool = load_pool(path, dataset.image_shape, "--outlier-images")
+        check_identity(pool, folder / "divqat")
+    for quantized in (False, True):
+        fit_config = config.training.fit_config(quantized=quantized, augmentation="none")
         check_fit(fit_config, len(dataset.train))
+    check_warmup(config.loss, fit_config, len(dataset.train))
     attack_config.check_training()
 
 

@@ -221,7 +221,7 @@ def _criterion(
     """Return what runs a model on the images and gives its loss."""
     if variant.reference == "none":
         return lambda model: F.cross_entropy(model(images), targets)
-    criterion = DivQATLoss(copy.deepcopy(original), outliers=variant.outliers)
+    criterion = DivQATLoss(copy.deepcopy(original), preset="F3", outliers=variant.outliers)
     criterion.to(task.device).train()
     if variant.channels_last:
         criterion.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

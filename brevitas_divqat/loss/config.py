@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from brevitas_divqat.errors import ConfigError, check_choice
@@ -17,8 +16,12 @@ __all__ = ["OF_PRESET", "PRESETS", "LossConfig", "Preset"]
 
 Preset = Literal["F1", "F3", "outliers"]
 
-MAX_TEMPERATURE = 1e4
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e4
+MAX_VALUE = 1e30
+"""Of alpha and the cap: well within float32."""
 NUMBERS = ("alpha", "temperature", "cap", "warmup_steps", "label_smoothing", "outlier_share")
+ALWAYS_GIVEN = ("warmup_steps", "label_smoothing")
+"""Those of them that no preset stands in for."""
 OUTLIER_SHARE = 0.5
 MAX_OUTLIER_SHARE = 10.0
 
@@ -66,7 +69,7 @@ class LossConfig:
         preset: F1 (KL of the original from the quantized model, T=1), F3 (the reverse, T=4), or
             outliers (F3 on images of no class that are made up).
         alpha: weight of the divergence, 0 (plain QAT) or more.
-        temperature: softens both predictions in the divergence; more than 0.
+        temperature: softens both predictions in the divergence; from 0.001 to 10,000.
         direction: 'p||q' expects over the original's predictions, 'q||p' over the quantized ones'.
         weighting: 'additive' is CE - alpha D, 'convex' is (1 - alpha) CE - alpha D.
         cap: the most that one sample's divergence counts, in nats times T²; 10 in F1, none in F3.
@@ -94,12 +97,9 @@ class LossConfig:
     outlier_share: float | None = None
 
     def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise ConfigError(f"unknown loss preset {self.preset!r}: choose from {list(PRESETS)}")
+        check_choice("preset", self.preset, Preset)
         for name in NUMBERS:
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
-                raise ConfigError(f"{name} is {value!r}: it must be a number")
+            self._check_number(name)
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
@@ -107,12 +107,27 @@ class LossConfig:
         self._check_ranges()
         self._check_right_class_pays()
 
+    def _check_number(self, name: str) -> None:
+        """Refuse what is no number, and keep others than Python's own as such, for records."""
+        value = getattr(self, name)
+        if value is None and name not in ALWAYS_GIVEN:
+            return
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise ConfigError(f"{name} is {value!r}: it must be a number")
+        own = int(value) if isinstance(value, Integral) else float(value)
+        object.__setattr__(self, name, own)
+
     def _check_outliers(self) -> None:
         if isinstance(self.outliers, str) or not isinstance(self.outliers, Sequence):
             raise ConfigError(f"outliers is {self.outliers!r}: give a list, for example [textures]")
         object.__setattr__(self, "outliers", tuple(self.outliers))
         for kind in self.kinds:
             check_choice("outliers", kind, OutlierKind)
+        if not self.kinds and PRESETS[self.preset]["outliers"]:
+            raise ConfigError(
+                f"outliers is empty with preset {self.preset}, which then is F3 on the training "
+                "images: say preset F3, or name kinds of outliers"
+            )
         if len(set(self.kinds)) < len(self.kinds):
             raise ConfigError(f"outliers is {list(self.kinds)}: name each kind once")
         if not self.kinds and self.outlier_share is not None:
@@ -131,15 +146,20 @@ class LossConfig:
     def _check_ranges(self) -> None:
         check_choice("direction", self.direction, Direction)
         check_choice("weighting", self.weighting, Weighting)
-        if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise ConfigError(f"alpha is {self.alpha}: it must be 0 (plain QAT) or more")
-        if not 0 < self.softness <= MAX_TEMPERATURE:
+        if not 0 <= self.weight <= MAX_VALUE:
             raise ConfigError(
-                f"temperature is {self.temperature}: it must be more than 0 and at most "
+                f"alpha is {self.alpha}: it must be 0 (plain QAT) or more, at most {MAX_VALUE:g}"
+            )
+        if not MIN_TEMPERATURE <= self.softness <= MAX_TEMPERATURE:
+            raise ConfigError(
+                f"temperature is {self.temperature}: it must be from {MIN_TEMPERATURE:g} to "
                 f"{MAX_TEMPERATURE:g}"
             )
-        if self.cap is not None and not (math.isfinite(self.cap) and self.cap > 0):
-            raise ConfigError(f"cap is {self.cap}: it must be more than 0, or left out for no cap")
+        if self.cap is not None and not 0 < self.cap <= MAX_VALUE:
+            raise ConfigError(
+                f"cap is {self.cap}: it must be more than 0 and at most {MAX_VALUE:g}, or left out "
+                "for no cap"
+            )
         if not isinstance(self.warmup_steps, int) or self.warmup_steps < 0:
             raise ConfigError(
                 f"warmup_steps is {self.warmup_steps}: it must be 0 or more, a whole number"

@@ -76,7 +76,8 @@ class DivQATLoss(nn.Module):
     Those of kind generated are sought by asking the model in evaluation mode, once per step; its
     modes and gradients stay as they are.
 
-    With ``alpha=0`` the reference is never run and the loss is ``F.cross_entropy``, bit for bit.
+    With ``alpha=0`` the reference is never run and the loss is ``F.cross_entropy``, bit for bit,
+    whatever the divergence's other settings are: the baseline of a sweep.
     Under evaluation the loss is the cross-entropy alone: where this module or the watched model is
     in evaluation mode, or gradients are off. Targets that the base loss ignores still count in the
     divergence. No gradient flows to the reference, nor through it to the inputs.
@@ -170,7 +171,7 @@ class DivQATLoss(nn.Module):
             cap=cap,
             warmup_steps=warmup_steps,
             label_smoothing=label_smoothing,
-            outliers=None if outliers is None else tuple(outliers),
+            outliers=outliers,  # type: ignore[arg-type]
             outlier_share=outlier_share,
         )
         if self.config.kinds and cache is not None:
@@ -178,6 +179,8 @@ class DivQATLoss(nn.Module):
                 "cache is on, and the reference is asked about outliers alone, which are new in "
                 "every step: leave the cache out, or choose preset F3"
             )
+        if base is not None and not callable(base):
+            raise ConfigError(f"base is {base!r}: give a function of logits and targets")
         if base is not None and label_smoothing:
             raise ConfigError(
                 f"label_smoothing is {label_smoothing} and base is given: leave the smoothing to it"
@@ -224,12 +227,21 @@ class DivQATLoss(nn.Module):
             (N + M, C, H, W), M of ``outlier_share`` times N, rounded down, but 1 or more.
 
         Raises:
-            ConfigError: if the inputs are no images, the model is needed and missing, or what is
-                drawn or augmented has another shape, type or device than the inputs.
+            ConfigError: if the inputs are no images, the model is needed and missing, what is
+                drawn or augmented has another shape, type or device than the inputs, or this is a
+                copy of a criterion that watches a model.
         """
         wanted = self.training and torch.is_grad_enabled() and self.config.weight > 0
-        if not self.config.kinds or not wanted or self._watch is not None:
+        if not self.config.kinds or not wanted:
             return inputs
+        if self._watch is not None:
+            self._watch.check_original()
+            return inputs
+        if not isinstance(inputs, Tensor):
+            raise ConfigError(
+                f"the inputs are a {type(inputs).__name__}: give a tensor (N, C, H, W), as the "
+                "model is given it"
+            )
         if model is not None and not isinstance(model, nn.Module):
             raise ConfigError(
                 f"model is a {type(model).__name__}: give the nn.Module that is trained"
@@ -262,8 +274,9 @@ class DivQATLoss(nn.Module):
         Raises:
             TypeError: if the inputs are needed and missing.
             ConfigError: if the reference cannot take the inputs, is on another device, of another
-                type or in training mode, or has other classes than the model; or if the logits are
-                not those of the watched model's last training pass.
+                type or in training mode, or has other classes than the model; if the logits are
+                not those of the watched model's last training pass; or if there are not as many
+                logits and inputs as targets and outliers.
         """
         logits = plain(logits)
         if self.config.weight == 0 or self._evaluating():
@@ -335,10 +348,14 @@ class DivQATLoss(nn.Module):
             asked = given.outlier_logits
         elif self.config.kinds:
             asked = logits[count:]
-            if not len(asked):
+            made = self.outliers.count(count)
+            counts = {len(logits), *(len(images) for images in given.args)}
+            if counts != {count + made}:
+                what = f", inputs {len(given.args[0])}" if given.args else ""
                 raise ConfigError(
-                    f"there are {len(logits)} logits for {count} targets, and so no outliers: call "
-                    "model(criterion.with_outliers(inputs))"
+                    f"there are {count} targets, logits {len(logits)}{what}: with {made} outliers "
+                    f"it must be {count + made}; call criterion(model(given), targets, given) with "
+                    "given = criterion.with_outliers(inputs, model)"
                 )
             given.args = tuple(images[count:] for images in given.args)
         if given.reference_logits is None:
@@ -351,6 +368,7 @@ class DivQATLoss(nn.Module):
     ) -> ForwardPass:
         """Find what the reference is asked about, or what it has answered."""
         if self._watch is not None and self.config.kinds:
+            self._watch.check_original()
             if inputs is not None or reference_logits is not None:
                 raise ConfigError(
                     "inputs or reference_logits are given, but the hook on the model chose the "

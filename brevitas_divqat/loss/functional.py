@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from brevitas_divqat.errors import ConfigError, check_choice
+
 __all__ = [
     "Direction",
     "LossTerms",
@@ -59,7 +61,13 @@ def per_sample_divergence(
 
     Returns:
         (N,) values in nats times T², zero or more (up to rounding).
+
+    Raises:
+        ConfigError: if there is no such direction, or T is not above 0.
     """
+    check_choice("direction", direction, Direction)
+    if not temperature > 0:
+        raise ConfigError(f"temperature is {temperature}: it must be more than 0")
     log_q = F.log_softmax(wide(quantized_logits) / temperature, dim=1)
     log_p = F.log_softmax(wide(reference_logits) / temperature, dim=1)
     if direction == "p||q":
@@ -91,6 +99,9 @@ def divergence(
 
     Returns:
         A scalar in nats times T².
+
+    Raises:
+        ConfigError: see `per_sample_divergence`.
     """
     values = per_sample_divergence(
         quantized_logits, reference_logits, direction=direction, temperature=temperature
@@ -134,6 +145,9 @@ def divqat_loss(
     Returns:
         The loss and its two parts, scalars.
 
+    Raises:
+        ConfigError: if there is no such direction or weighting, alpha is below 0, or T not above.
+
     References:
         Khaled, Gohring de Magalhães, Nicolescu, "DivQAT", 2025, arXiv 2512.23948: the idea. Its
         abstract and summaries state that the Kullback-Leibler divergence between the quantized and
@@ -152,6 +166,13 @@ def divqat_loss(
 
 
 def subtract(ce: Tensor, kl: Tensor, alpha: float, weighting: Weighting) -> LossTerms:
-    """Subtract alpha times a divergence from a loss, both scalars."""
+    """Subtract alpha times a divergence from a loss, both scalars.
+
+    Raises:
+        ConfigError: if there is no such weighting, or alpha is below 0.
+    """
+    check_choice("weighting", weighting, Weighting)
+    if not alpha >= 0:
+        raise ConfigError(f"alpha is {alpha}: it must be 0 (plain QAT) or more")
     ce_weight = 1.0 if weighting == "additive" else 1.0 - alpha
     return LossTerms(ce_weight * ce - alpha * kl, ce, kl)

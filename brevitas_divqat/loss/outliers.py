@@ -65,6 +65,10 @@ class Outliers(nn.Module):
         self.augment, self.draw = augment, draw
         self.register_module("seeker", None)
 
+    def count(self, images: int) -> int:
+        """Return how many outliers a batch of so many images gets."""
+        return max(1, int(round(images * self.share, ROUNDED)))
+
     @torch.no_grad()
     def forward(self, images: Tensor, ask: Ask | None = None) -> Tensor:
         """Return the outliers of a batch.
@@ -85,7 +89,7 @@ class Outliers(nn.Module):
                 f"{tuple(images.shape)}: give one or more floating-point images (N, C, H, W) of "
                 "2x2 or more, or choose preset F3, which makes none"
             )
-        count = max(1, int(round(len(images) * self.share, ROUNDED)))
+        count = self.count(len(images))
         if "generated" not in self.kinds or ask is None:
             return self._augmented(outliers_like(images, self.kinds, count, draw=self.draw))
         if self.seeker is None:
@@ -100,12 +104,29 @@ class Outliers(nn.Module):
         return _alike(self.augment(made), made, "augment")
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
-        """Have a seeker exactly where the state has one."""
+        """Have a seeker exactly where the state has one, and the kind is asked for."""
         if "generated" in self.kinds:
             self.seeker = Seeker.of_state(state_dict, f"{prefix}seeker.")
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        elif strict:  # torch knows the name of a part that is None, and would say nothing
+            unexpected_keys += [key for key in state_dict if key.startswith(f"{prefix}seeker.")]
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
 
 
 def outliers_like(

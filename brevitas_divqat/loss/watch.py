@@ -192,6 +192,14 @@ class Watch:
         self.last.output = output
         return output
 
+    def check_original(self) -> None:
+        """Raise ConfigError if these hooks are a copy's, which are on no model."""
+        if self._model is None:
+            raise ConfigError(
+                "this DivQATLoss is a copy, and watches no model: make a new one for the copied "
+                "model, DivQATLoss(reference, model=model)"
+            )
+
     def pass_of(self, logits: Tensor) -> ForwardPass:
         """Return the pass that ``logits`` come from.
 
@@ -199,11 +207,7 @@ class Watch:
             ConfigError: if there was none, the logits come from another one, or its arguments have
                 been changed in place since it began.
         """
-        if self._model is None:
-            raise ConfigError(
-                "this DivQATLoss is a copy, and watches no model: make a new one for the copied "
-                "model, DivQATLoss(reference, model=model)"
-            )
+        self.check_original()
         last = self.last
         if last is None:
             raise ConfigError(

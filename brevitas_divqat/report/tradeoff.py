@@ -104,6 +104,7 @@ def load_tradeoff(folders: Sequence[Path]) -> Tradeoff:
         if not own:
             raise ConfigError(f"{folder}: holds no measurement of a victim; measure it first")
         victims += own.values()
+        require_equal(victims, _IN_COMMON, _COMPARED)
         hardened += [record for record in own.values() if record["victim"] != "qat"]
         for record in records:
             victim = own.get(record["graph_sha256"])
@@ -113,7 +114,6 @@ def load_tradeoff(folders: Sequence[Path]) -> Tradeoff:
                     "measure it first"
                 )
             _add(points[_bits(victim), _alpha(victim)], record)
-    require_equal(victims, _IN_COMMON, _COMPARED)
     for record in hardened:
         _require_same_but_alpha(record, hardened[0])
     ordered = sorted(points, key=lambda key: (-key[0][0], -key[0][1], key[1]))

@@ -16,11 +16,16 @@ from brevitas_divqat.training.fit import (
     Criterion,
     FitResult,
     check_fit,
+    check_warmup,
     cross_entropy,
     fit,
     measure_accuracy,
 )
-from brevitas_divqat.training.outlier_images import check_outlier_images, drawn_from
+from brevitas_divqat.training.outlier_images import (
+    check_identity,
+    check_outlier_images,
+    drawn_from,
+)
 from brevitas_divqat.training.recipe import (
     Method,
     start_quantized,
@@ -39,7 +44,9 @@ __all__ = [
     "augmentation_of",
     "calibrate",
     "check_fit",
+    "check_identity",
     "check_outlier_images",
+    "check_warmup",
     "cross_entropy",
     "drawn_from",
     "fit",

@@ -85,10 +85,12 @@ class FitConfig:
     select: Selection = "any"
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ConfigError(f"epochs is {self.epochs}: it must be 1 or more")
-        if self.batch_size < 2:
-            raise ConfigError(f"batch_size is {self.batch_size}: BatchNorm needs 2 or more")
+        if not isinstance(self.epochs, int) or self.epochs < 1:
+            raise ConfigError(f"epochs is {self.epochs}: it must be 1 or more, a whole number")
+        if not isinstance(self.batch_size, int) or self.batch_size < 2:
+            raise ConfigError(
+                f"batch_size is {self.batch_size}: BatchNorm needs 2 or more, a whole number"
+            )
         check_positive("lr", self.lr)
         check_choice("optimizer", self.optimizer, Optimizer)
         check_choice("select", self.select, Selection)
@@ -150,6 +152,12 @@ class TrainingConfig:
     outlier_images: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.outlier_images is not None:
+            if not isinstance(self.outlier_images, (str, Path)):
+                raise ConfigError(
+                    f"outlier_images is {self.outlier_images!r}: give the path of a file or folder"
+                )
+            object.__setattr__(self, "outlier_images", Path(self.outlier_images))
         if self.calibration_images < 1:
             raise ConfigError(
                 f"calibration_images is {self.calibration_images}: it must be 1 or more"

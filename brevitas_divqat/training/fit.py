@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,31 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brevitas_divqat.data import Labelled
-from brevitas_divqat.errors import ConfigError, DataError, TrainingDiverged
-from brevitas_divqat.loss import DivQATLoss
+from brevitas_divqat.data.records import check_images, describe
+from brevitas_divqat.errors import ConfigError, DataError, RunExists, TrainingDiverged
+from brevitas_divqat.loss import DivQATLoss, LossConfig
 from brevitas_divqat.progress import Progress, Show, silent
 from brevitas_divqat.seeding import generator, seeded
 from brevitas_divqat.training.augmentation import augment
 from brevitas_divqat.training.calibration import to_input, uncalibrated
 from brevitas_divqat.training.config import FitConfig
-from brevitas_divqat.training.state import load_state, read_tensors, save_state, write_tensors
+from brevitas_divqat.training.state import (
+    State,
+    load_state,
+    read_tensors,
+    save_state,
+    write_tensors,
+)
 
-__all__ = ["Criterion", "FitResult", "check_fit", "cross_entropy", "fit", "measure_accuracy"]
+__all__ = [
+    "Criterion",
+    "FitResult",
+    "check_fit",
+    "check_warmup",
+    "cross_entropy",
+    "fit",
+    "measure_accuracy",
+]
 
 Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits, targets, inputs) to a scalar loss."""
@@ -94,8 +110,8 @@ def fit(
         config: epochs, batch size, optimiser and so on.
         seed: of the order and the variation of the images.
         validation: selects the epoch whose weights are kept; without it the last one's are.
-        folder: where the state is kept after each epoch; needed to resume.
-        resume: go on from the state in ``folder``, if there is one.
+        folder: where the state is kept after each epoch.
+        resume: go on from the state in ``folder``, if there is one; needs the folder.
         progress: shows the epochs.
         name: of this training, for the progress and for messages.
 
@@ -105,16 +121,23 @@ def fit(
     Raises:
         TrainingDiverged: if the loss becomes NaN or infinite; the state of the last good epoch
             stays in ``folder``.
-        DataError: if there are fewer images than one batch needs.
+        DataError: if images or targets are of another type or shape, or there are fewer images
+            than one batch needs.
         ConfigError: if the device is not there, an activation quantizer is still collecting
-            statistics, which no state could hold, while a folder is given, or the images are
-            augmented and the criterion's outliers are not, or the other way round.
+            statistics, which no state could hold, while a folder is given, the criterion's outliers
+            are not augmented as the images are, or a training goes on with validation images that
+            began without, or the other way round.
+        RunExists: if the folder holds a training, and it is not to go on.
     """
-    if folder:
+    targets = _checked_targets(images, targets)
+    if folder is None and resume:
+        raise ConfigError("resume is given without a folder: name the one that has the state")
+    if folder is not None:
+        folder = Path(folder)
         _check_calibrated(model)
     _check_outliers(criterion, config)
     state_file = folder / STATE_FILE if folder else None
-    state = load_state(state_file) if state_file and resume and state_file.exists() else None
+    state = _state_to_resume(state_file, resume, validation) if state_file else None
     if state:
         state.restore_model(model)
     run = _Run(model, criterion, config, seed, images, targets)
@@ -148,17 +171,54 @@ def fit(
     )
 
 
+def _checked_targets(images: NDArray[np.uint8], targets: NDArray[Any]) -> NDArray[Any]:
+    """Return class indices as 64-bit integers, or class probabilities as they are."""
+    check_images(images, "images")
+    indices = targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer)
+    probabilities = targets.ndim == 2 and np.issubdtype(targets.dtype, np.floating)
+    if not (indices or probabilities) or len(targets) != len(images):
+        raise DataError(
+            f"targets: got {describe(targets)}, expected integers ({len(images)},) or floating-"
+            f"point numbers ({len(images)}, K) for {len(images)} images"
+        )
+    return targets.astype(np.int64, copy=False) if indices else targets
+
+
+def _state_to_resume(path: Path, resume: bool, validation: Labelled | None) -> State | None:
+    if not path.exists():
+        return None
+    if not resume:
+        raise RunExists(f"{path.parent} holds a training: resume it, or choose another folder")
+    state = load_state(path)
+    before = ["validation_accuracy" in record for record in state.info["history"]]
+    if before and before != [validation is not None] * len(before):
+        began, now = ("with", "without") if before[0] else ("without", "with")
+        raise ConfigError(
+            f"the training in {path.parent} began {began} validation images, and is to go on "
+            f"{now}: go on as it began, or choose another folder"
+        )
+    return state
+
+
 def _check_outliers(criterion: Criterion, config: FitConfig) -> None:
     if not isinstance(criterion, DivQATLoss) or not criterion.config.kinds:
         return
     if criterion.config.weight == 0:  # none are made
         return
-    if config.augmentation == "none" and criterion.outliers.augment is not None:
+    own = criterion.outliers.augment
+    if config.augmentation == "none" and own is not None:
         raise ConfigError(
             "augmentation is none and the criterion augments its outliers, which the network would "
             "tell by it: leave augment= out of DivQATLoss"
         )
-    if config.augmentation != "none" and criterion.outliers.augment is None:
+    kind = own.keywords["kind"] if isinstance(own, partial) and own.func is augment else None
+    if kind not in (None, config.augmentation):  # of others' functions we know nothing
+        raise ConfigError(
+            f"augmentation is {config.augmentation} and the criterion augments its outliers by "
+            f"{kind}, by which the network would tell them: make it with "
+            f'DivQATLoss(…, augment=augmentation_of("{config.augmentation}"))'
+        )
+    if config.augmentation != "none" and own is None:
         raise ConfigError(
             f"augmentation is {config.augmentation} and the criterion does not augment its "
             "outliers, which the network would tell by their whole borders: make it with "
@@ -294,6 +354,20 @@ def check_fit(config: FitConfig, images: int) -> None:
         )
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is 'cuda', but torch finds no GPU: choose 'auto' or 'cpu'")
+
+
+def check_warmup(loss: LossConfig, config: FitConfig, images: int) -> None:
+    """Check that alpha reaches its value before a training ends.
+
+    Raises:
+        ConfigError: if the warm-up takes more steps than the training.
+    """
+    steps = config.epochs * (images // config.batch_size)
+    if loss.weight > 0 and loss.warmup_steps > steps:
+        raise ConfigError(
+            f"warmup_steps is {loss.warmup_steps}, and the training has {steps} steps of "
+            f"{config.batch_size} images: alpha would never reach {loss.weight:g}, lower it"
+        )
 
 
 def _check_calibrated(model: nn.Module) -> None:

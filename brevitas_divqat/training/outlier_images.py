@@ -20,7 +20,7 @@ from brevitas_divqat.files import make_folder, write_json
 from brevitas_divqat.loss import LossConfig
 from brevitas_divqat.training.calibration import to_input
 
-__all__ = ["check_outlier_images", "drawn_from", "keep_identity"]
+__all__ = ["check_identity", "check_outlier_images", "drawn_from", "keep_identity"]
 
 IDENTITY_FILE = "outlier-images.json"
 
@@ -71,27 +71,41 @@ def _draw(images: NDArray[np.uint8], count: int) -> Tensor:
     return to_input(torch.from_numpy(images[chosen]))
 
 
-def keep_identity(pool: Pool, folder: Path, *, resume: bool) -> dict[str, object]:
-    """Note in a training's folder which images it draws from, or check that they are the same.
+def check_identity(pool: Pool, folder: Path) -> None:
+    """Check that the training in a folder, if there is one, draws from these images.
+
+    Raises:
+        ConfigError: if it began with others.
+    """
+    path = folder / IDENTITY_FILE
+    if not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged: train anew in another --out") from error
+    if before != _identity(pool):
+        raise ConfigError(
+            f"--outlier-images holds {_identity(pool)}, but the training in {folder} began with "
+            f"{before}: give the same images to go on, or another --out"
+        )
+
+
+def keep_identity(pool: Pool, folder: Path) -> dict[str, object]:
+    """Note in a training's folder which images it draws from.
 
     Returns:
         How many there are, and what tells them from others, for the record of the method.
 
     Raises:
-        ConfigError: if a training goes on with other images than it began with.
+        ConfigError: see `check_identity`.
     """
-    identity: dict[str, object] = {"outlier_images": len(pool), "crc32": checksum(pool.images)}
-    path = folder / IDENTITY_FILE
-    if resume and path.exists():
-        try:
-            before = json.loads(path.read_text())
-        except ValueError as error:
-            raise ConfigError(f"{path} is damaged: train anew in another --out") from error
-        if before != identity:
-            raise ConfigError(
-                f"--outlier-images holds {identity}, but the training in {folder} began with "
-                f"{before}: give the same images to go on, or another --out"
-            )
+    check_identity(pool, folder)
     make_folder(folder)
-    write_json(path, identity)
+    identity = _identity(pool)
+    write_json(folder / IDENTITY_FILE, identity)
     return {"outlier_images": len(pool), "outlier_images_crc32": identity["crc32"]}
+
+
+def _identity(pool: Pool) -> dict[str, object]:
+    return {"outlier_images": len(pool), "crc32": checksum(pool.images)}

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from brevitas_divqat.data import Dataset, load_pool
+from brevitas_divqat.errors import ConfigError, check_choice
 from brevitas_divqat.loss import DivQATLoss, LossConfig
 from brevitas_divqat.models import ModelConfig, build, load_float_weights
 from brevitas_divqat.progress import Progress, silent
@@ -25,7 +26,7 @@ from brevitas_divqat.training.checkpoint import (
     save_checkpoint,
 )
 from brevitas_divqat.training.config import TrainingConfig
-from brevitas_divqat.training.fit import Criterion, cross_entropy, fit
+from brevitas_divqat.training.fit import Criterion, check_warmup, cross_entropy, fit
 from brevitas_divqat.training.outlier_images import (
     check_outlier_images,
     drawn_from,
@@ -51,6 +52,9 @@ def train_float(
     """Train the full-precision twin and write its checkpoint to ``folder``.
 
     With ``resume``, a finished model is loaded and an unfinished training goes on.
+
+    Raises:
+        RunExists: if there is one, and no ``resume``.
     """
     if resume and is_finished(folder):
         return load_checkpoint(folder)[0]
@@ -145,24 +149,30 @@ def train_quantized(
         The quantized network, on the CPU, in evaluation mode.
 
     Raises:
-        ConfigError: if outliers are to be drawn from images of one's own that are not named, or
-            named in vain, or others than an interrupted training began with.
-        DataError: if these cannot be read.
+        ConfigError: if there is no such method, outliers are to be drawn from images of one's own
+            that are not named, or named in vain, alpha would still rise at the end, or the training
+            in the folder had other settings of the loss or other images.
+        DataError: if these images cannot be read.
+        RunExists: if the folder holds a training, and no ``resume`` is given.
     """
-    if resume and is_finished(folder):
-        return load_checkpoint(folder)[0]
+    check_choice("method", method, Method)
     described: dict[str, object] = {"label_smoothing": loss.label_smoothing}
     outliers: dict[str, Any] = {}
     if method == "divqat":
         check_outlier_images(training.outlier_images, loss)
         described = asdict(loss)
+        fit_config = training.fit_config(quantized=True, augmentation=dataset.augmentation)
+        check_warmup(loss, fit_config, len(dataset.train))
         if loss.kinds:
-            vary = training.fit_config(quantized=True, augmentation=dataset.augmentation)
-            outliers["augment"] = augmentation_of(vary.augmentation)
+            outliers["augment"] = augmentation_of(fit_config.augmentation)
         if training.outlier_images is not None:
             pool = load_pool(training.outlier_images, dataset.image_shape, "--outlier-images")
-            described |= keep_identity(pool, folder, resume=resume)
+            described |= keep_identity(pool, folder)
             outliers["outlier_images"] = drawn_from(pool.images)
+    if resume and is_finished(folder):
+        model, info = load_checkpoint(folder)
+        _check_same(info, {"name": method, **described}, folder)
+        return model
     model = start_quantized(reference, model_config, training, dataset, seed=seed)
     options = asdict(loss) | ({"alpha": 0.0} if method == "qat" else {})
     criterion = DivQATLoss(reference, **options, **outliers)
@@ -180,6 +190,25 @@ def train_quantized(
         progress=progress,
     )
     return model
+
+
+def _check_same(info: CheckpointInfo, method: dict[str, object], folder: Path) -> None:
+    """Refuse a finished model of other settings, as far as its record has them."""
+    changed = [
+        f"{name} ({info.method[name]} -> {_plain(value)})"
+        for name, value in method.items()
+        if name in info.method and info.method[name] != _plain(value)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{folder} holds a finished training with other settings: {', '.join(changed)}; give "
+            "the same, or choose another folder"
+        )
+
+
+def _plain(value: object) -> object:
+    """Turn a setting into what JSON gives back."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _fit_and_save(

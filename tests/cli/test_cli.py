@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import pytest
 import yaml
 
@@ -147,6 +148,10 @@ def refused(capfd: Capture, folder: Path, argv: list[str], *parts: str) -> None:
             id="kind",
         ),
         pytest.param("--outliers [shape]", ["some of 'textures'", "'shape'"], id="unknown-kind"),
+        pytest.param("--outliers []", ["say preset F3"], id="no-outliers"),
+        pytest.param("--cap 1e300", ["cap", "at most 1e+30"], id="cap-beyond-float32"),
+        pytest.param("--warmup-steps 1000000", ["alpha would never reach 0.04"], id="warm-up"),
+        pytest.param("--preset=", ["empty"], id="empty-preset"),
         pytest.param("--outliers [given]", ["give --outlier-images"], id="given-nothing"),
         pytest.param("--outlier-images x.npy", ["x.npy", "name given"], id="given-in-vain"),
         pytest.param(
@@ -432,6 +437,24 @@ def test_a_run_repeats_from_its_own_configuration_file(
     assert cli._run_config(settings, cli.ALL_GROUPS).flat() == before
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_does_not_go_on_with_other_outlier_images(
+    cwd: Path, capfd: Capture, finished: bool
+) -> None:
+    for name, level in (("first.npy", 0), ("other.npy", 9)):
+        np.save(cwd / name, np.full((3, 8, 8), level, dtype=np.uint8))
+    train = ["train", "--epochs", "1", "--float-epochs", "1", "--width", "0.25", "--device", "cpu"]
+    train += ["--method", "divqat", "--outliers", "[given]", "--out", "own"]
+    assert status(*train, "--outlier-images", "first.npy") == 0
+    if not finished:
+        (cwd / "own" / "divqat" / "checkpoint.json").unlink()
+    before = content(cwd / "own")
+    assert status(*train, "--outlier-images", "other.npy", "--resume") == 2
+    assert "began with" in capfd.readouterr().err
+    assert content(cwd / "own") == before
+    assert status(*train, "--outlier-images", "first.npy", "--resume") == 0
+
+
 def test_the_file_of_an_earlier_version_s_run_means_what_it_meant_then(
     settings_of: Callable[..., Any], tiny: Path, cwd: Path
 ) -> None:
@@ -562,8 +585,9 @@ def test_another_preset_replaces_what_the_file_s_preset_stood_for(tmp_path: Path
     _, other = cli._parse(["run", "--config", str(file), "--preset", "F1"])
     assert (other.preset, other.alpha, other.temperature) == ("F1", None, None)
     file.write_text("alpha: 0.1\n")
-    _, same = cli._parse(["run", "--config", str(file), "--preset", "outliers"])
-    assert same.alpha == 0.1
+    for preset in ("outliers", "F3"):
+        _, same = cli._parse(["run", "--config", str(file), "--preset", preset])
+        assert (same.preset, same.alpha) == (preset, 0.1)
 
 
 @pytest.mark.parametrize("argv", [["run", "--pool", ""], ["run", "--pool="], []])

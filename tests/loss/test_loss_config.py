@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from torch import nn
 
@@ -21,9 +22,20 @@ BAD = [
     ({"alpha": -0.1}, "alpha", "must be 0 (plain QAT) or more"),
     ({"alpha": math.nan}, "alpha", "must be 0 (plain QAT) or more"),
     ({"alpha": math.inf}, "alpha", "must be 0 (plain QAT) or more"),
-    ({"temperature": 0.0}, "temperature", "must be more than 0"),
-    ({"temperature": -1.0}, "temperature", "must be more than 0"),
-    ({"temperature": math.nan}, "temperature", "must be more than 0"),
+    ({"temperature": 0.0}, "temperature", "must be from 0.001 to 10000"),
+    ({"temperature": -1.0}, "temperature", "must be from 0.001 to 10000"),
+    ({"temperature": math.nan}, "temperature", "must be from 0.001 to 10000"),
+    ({"temperature": 1e-40}, "temperature", "must be from 0.001 to 10000"),
+    ({"temperature": 2e4}, "temperature", "must be from 0.001 to 10000"),
+    ({"alpha": 10**400}, "alpha", "at most 1e+30"),
+    ({"alpha": "0.1"}, "alpha", "must be a number"),
+    ({"preset": ["F1"]}, "preset", "choose from"),
+    ({"label_smoothing": None}, "label_smoothing", "must be a number"),
+    ({"warmup_steps": None}, "warmup_steps", "must be a number"),
+    ({"warmup_steps": 2.0}, "warmup_steps", "a whole number"),
+    ({"cap": 1e300}, "cap", "at most 1e+30"),
+    ({"outliers": 5}, "outliers", "give a list"),
+    ({"outliers": ()}, "outliers", "say preset F3"),
     ({"cap": 0.0}, "cap", "must be more than 0"),
     ({"cap": -2.0}, "cap", "must be more than 0"),
     ({"cap": math.nan}, "cap", "must be more than 0"),
@@ -119,9 +131,14 @@ def test_the_preset_of_outliers_is_f3_on_outliers() -> None:
     assert preset == replace(LossConfig("F3", outliers=KINDS), preset="outliers")
     assert (preset.kinds, preset.share) == (KINDS, 0.5)
     assert LossConfig("outliers", outliers=("shapes",)).kinds == ("shapes",)
-    without = LossConfig("outliers", outliers=())
-    assert (without.kinds, without.share) == ((), 0.0)
-    assert LossConfig("F1").kinds == LossConfig("F3").kinds == ()
+    assert LossConfig("F1").kinds == LossConfig("F3", outliers=()).kinds == LossConfig("F3").kinds
+    assert (LossConfig("F3").kinds, LossConfig("F3").share) == ((), 0.0)
+
+
+def test_numbers_of_other_types_are_kept_as_pythons_own() -> None:
+    config = LossConfig(alpha=np.float32(0.5), warmup_steps=np.int64(5))  # type: ignore[arg-type]
+    assert config == LossConfig(alpha=0.5, warmup_steps=5)
+    assert (type(config.alpha), type(config.warmup_steps)) == (float, int)
 
 
 def test_the_default_preset_is_that_of_outliers() -> None:

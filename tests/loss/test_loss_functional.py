@@ -14,6 +14,7 @@ from scipy.special import rel_entr, softmax
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
+from brevitas_divqat.errors import ConfigError
 from brevitas_divqat.loss import Direction, divergence, divqat_loss, per_sample_divergence
 
 LAW = settings(deadline=None, max_examples=20, database=None)
@@ -204,3 +205,20 @@ def test_cross_entropy_is_torch_s(kind: str, smoothing: float) -> None:
     expected = F.cross_entropy(z_q, targets, label_smoothing=smoothing)
     assert torch.equal(found.cross_entropy, expected)
     assert torch.equal(found.loss, expected - 0.3 * found.divergence)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("direction", "P||Q"),
+        ("weighting", "product"),
+        ("alpha", -1.0),
+        ("alpha", float("nan")),
+        ("temperature", 0.0),
+        ("temperature", float("nan")),
+    ],
+)
+def test_what_the_equations_do_not_know_is_refused(name: str, value: object) -> None:
+    settings = {"alpha": 0.1} | {name: value}
+    with pytest.raises(ConfigError, match=f"^{name} is"):
+        divqat_loss(torch.zeros(2, 3), torch.tensor([0, 1]), torch.ones(2, 3), **settings)  # type: ignore[arg-type]

@@ -354,8 +354,8 @@ def test_a_model_with_outliers_has_one_criterion(
     images: Tensor, targets: Tensor, first: Sequence[OutlierKind], second: Sequence[OutlierKind]
 ) -> None:
     reference, model = Classifier(False), Classifier(True)
-    old = DivQATLoss(reference, model=model, outliers=first)
-    new = DivQATLoss(reference, model=model, outliers=second)
+    old = DivQATLoss(reference, model=model, preset="F3", outliers=first)
+    new = DivQATLoss(reference, model=model, preset="F3", outliers=second)
     with pytest.raises(ConfigError, match="is watched by 2 DivQATLoss, and outliers"):
         model(images)
     del old
@@ -419,11 +419,35 @@ def test_only_training_with_an_alpha_has_outliers(images: Tensor, targets: Tenso
             few(model(images), targets[:-2])
 
 
-def test_a_batch_without_outliers_is_refused(images: Tensor, targets: Tensor) -> None:
-    criterion = DivQATLoss(Classifier(False), outliers=KINDS)
-    with pytest.raises(ConfigError, match="no outliers: call model") as caught:
-        criterion(Classifier(True)(images), targets, images)
-    assert "\n" not in str(caught.value)
+def test_a_batch_without_its_outliers_is_refused(images: Tensor, targets: Tensor) -> None:
+    criterion, model = DivQATLoss(Classifier(False), outliers=KINDS), Classifier(True)
+    given = criterion.with_outliers(images)
+    for logits, wanted, inputs in (
+        (model(images), targets, images),
+        (model(given), targets, images),
+        (model(given), targets[:2], given),
+        (model(given)[:-1], targets, given),
+    ):
+        with pytest.raises(ConfigError, match="call criterion.model.given., targets") as caught:
+            criterion(logits, wanted, inputs)
+        assert "\n" not in str(caught.value)
+        assert f"{len(wanted)} targets, logits {len(logits)}, inputs {len(inputs)}" in str(
+            caught.value
+        )
+
+
+def test_a_copy_of_a_watching_criterion_makes_no_outliers(images: Tensor, targets: Tensor) -> None:
+    model = Classifier(True)
+    copied = copy.deepcopy(DivQATLoss(Classifier(False), model=model, outliers=KINDS))
+    with pytest.raises(ConfigError, match="is a copy, and watches no model"):
+        copied.with_outliers(images)
+    with pytest.raises(ConfigError, match="is a copy, and watches no model"):
+        copied(model(images), targets, images)
+
+
+def test_inputs_of_another_type_are_refused(images: Tensor) -> None:
+    with pytest.raises(ConfigError, match="the inputs are a ndarray"):
+        DivQATLoss(Classifier(False), outliers=KINDS).with_outliers(images.numpy())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

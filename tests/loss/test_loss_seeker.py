@@ -316,7 +316,7 @@ def test_outliers_of_outliers_are_refused(
     model = Network(True)
     whole = nn.Sequential(model)
     criteria = [
-        DivQATLoss(Network(False), model=part, outliers=kinds)
+        DivQATLoss(Network(False), model=part, preset="F3", outliers=kinds)
         for part, kinds in ((whole, of_whole), (model, of_part))
     ]
     if refused:
@@ -328,6 +328,15 @@ def test_outliers_of_outliers_are_refused(
 
 
 # --- its state ---------------------------------------------------------------------------------
+
+
+def test_a_criterion_without_the_search_refuses_its_state(images: Tensor) -> None:
+    model = Network(True)
+    criterion = DivQATLoss(Network(False), model=model, outliers=ALL)
+    model(images)
+    other = DivQATLoss(Network(False), outliers=("shapes",))
+    with pytest.raises(RuntimeError, match="Unexpected key.*seeker"):
+        other.load_state_dict(criterion.state_dict())
 
 
 def test_the_state_is_that_of_the_search(images: Tensor) -> None:

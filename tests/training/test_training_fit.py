@@ -182,6 +182,41 @@ def test_augmented_outliers_beside_whole_images_are_refused(
         fit(make_model("quantized"), criterion, data.images, data.labels, config=config(), seed=0)
 
 
+def test_outliers_that_are_augmented_otherwise_are_refused(
+    make_model: MakeModel, digits: Dataset
+) -> None:
+    criterion = DivQATLoss(make_model("float"), alpha=0.04, augment=augmentation_of("shift"))
+    settings, data = config(augmentation="shift-flip"), digits.train
+    with pytest.raises(ConfigError, match=r"by shift, .*augmentation_of\(.shift-flip.\)"):
+        fit(make_model("quantized"), criterion, data.images, data.labels, config=settings, seed=0)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [np.zeros(3, np.int64), np.zeros((3, 1), np.int64), np.zeros(3), np.full(3, "a")],
+)
+def test_targets_of_another_kind_are_refused(
+    make_model: MakeModel, digits: Dataset, targets: np.ndarray
+) -> None:
+    images = digits.train.images[:2]
+    with pytest.raises(DataError, match=r"targets: got .*, expected integers \(2,\)"):
+        fit(make_model("small"), cross_entropy, images, targets, config=config(), seed=0)
+
+
+def test_images_between_0_and_1_are_refused(make_model: MakeModel, digits: Dataset) -> None:
+    images, labels = digits.train.images / 256, digits.train.labels
+    with pytest.raises(DataError, match="images: got float64"):
+        fit(make_model("small"), cross_entropy, images, labels, config=config(), seed=0)
+
+
+def test_labels_of_32_bits_are_labels(make_model: MakeModel, digits: Dataset) -> None:
+    expected, model = trained(make_model, digits), make_model("small")
+    data = digits.train
+    labels = data.labels.astype(np.int32)
+    fit(model, cross_entropy, data.images, labels, config=config(), seed=0)
+    assert equal_states(expected.state_dict(), model.state_dict())
+
+
 def test_augmentation_of_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ConfigError, match="choose from"):
         augmentation_of("flip")  # type: ignore[arg-type]

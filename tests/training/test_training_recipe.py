@@ -18,7 +18,7 @@ from brevitas.nn import QuantReLU
 from torch import Tensor, nn
 
 from brevitas_divqat.data import Dataset
-from brevitas_divqat.errors import CheckpointError, ConfigError, DataError
+from brevitas_divqat.errors import CheckpointError, ConfigError, DataError, RunExists
 from brevitas_divqat.loss import DivQATLoss, LossConfig
 from brevitas_divqat.models import ModelConfig, Precision, build, load_float_weights
 from brevitas_divqat.training import (
@@ -253,6 +253,32 @@ def test_given_outliers_are_the_same_after_a_resumption(
     (folder / "outlier-images.json").write_text("{")
     with pytest.raises(ConfigError, match=r"outlier-images\.json is damaged"):
         train(resume=True)
+
+
+def test_a_finished_training_is_that_of_its_settings(
+    make_model: MakeModel, digits: Dataset, tmp_path: Path
+) -> None:
+    reference = make_model("float")
+    first = quantize("divqat", reference, digits, tmp_path)
+    again = quantize("divqat", reference, digits, tmp_path, resume=True)
+    assert equal_states(first.state_dict(), again.state_dict())
+    other = LossConfig(alpha=0.2)
+    with pytest.raises(ConfigError, match=r"other settings: alpha \(0.1 -> 0.2\)"):
+        quantize("divqat", reference, digits, tmp_path, resume=True, loss=other)
+    with pytest.raises(RunExists, match="holds a training: resume it"):
+        quantize("divqat", reference, digits, tmp_path)
+
+
+def test_bad_settings_are_refused_before_the_training(
+    make_model: MakeModel, digits: Dataset, tmp_path: Path
+) -> None:
+    for method in ("DivQAT", "float"):
+        with pytest.raises(ConfigError, match=r"method is .*: choose from \['qat', 'divqat'\]"):
+            quantize(method, make_model("float"), digits, tmp_path / "run")
+    long = LossConfig(warmup_steps=10**30)
+    with pytest.raises(ConfigError, match="alpha would never reach 0.04, lower it"):
+        quantize("divqat", make_model("float"), digits, tmp_path / "run", loss=long)
+    assert not (tmp_path / "run").exists()
 
 
 def test_images_that_nothing_draws_from_are_refused(

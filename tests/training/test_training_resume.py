@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from brevitas_divqat.data import Dataset
-from brevitas_divqat.errors import CheckpointError, ConfigError
+from brevitas_divqat.errors import CheckpointError, ConfigError, RunExists
 from brevitas_divqat.loss import DivQATLoss
 from brevitas_divqat.training import FitConfig, FitResult, cross_entropy, fit
 from brevitas_divqat.training.state import read_tensors
@@ -166,13 +166,44 @@ def test_resuming_a_finished_run_gives_it_back(
     assert_same_run(whole, run(case, make_model, digits, folder=tmp_path, resume=True))
 
 
-def test_without_resume_an_old_state_is_ignored(
+def test_without_resume_an_old_state_is_not_overwritten(
     make_model: MakeModel, digits: Dataset, tmp_path: Path
 ) -> None:
-    case = Case(after=0, loss="spoiled")
+    case = Case(after=0)
     run(case, make_model, digits, folder=tmp_path)
-    fresh = Case(after=0)
-    assert_same_run(run(fresh, make_model, digits, folder=tmp_path), run(fresh, make_model, digits))
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(RunExists, match="holds a training: resume it, or choose another"):
+        run(case, make_model, digits, folder=tmp_path)
+    assert before == {file: file.read_bytes() for file in tmp_path.iterdir()}
+
+
+def test_resume_needs_a_folder(make_model: MakeModel, digits: Dataset) -> None:
+    with pytest.raises(ConfigError, match="resume is given without a folder"):
+        run(Case(after=0), make_model, digits, resume=True)
+
+
+@pytest.mark.parametrize(("before", "after"), [(True, False), (False, True)])
+def test_validation_is_there_from_the_beginning_or_not_at_all(
+    make_model: MakeModel, digits: Dataset, tmp_path: Path, before: bool, after: bool
+) -> None:
+    def train(validated: bool, epochs: int, resume: bool) -> None:
+        fit(
+            make_model("small"),
+            cross_entropy,
+            digits.train.images,
+            digits.train.labels,
+            config=FitConfig(epochs=epochs, batch_size=16, device="cpu"),
+            seed=0,
+            validation=digits.validation if validated else None,
+            folder=tmp_path,
+            resume=resume,
+        )
+
+    train(before, 1, resume=False)
+    began = "with" if before else "without"
+    with pytest.raises(ConfigError, match=f"began {began} validation images, and is to go on"):
+        train(after, 2, resume=True)
+    train(before, 2, resume=True)
 
 
 def test_interruption_in_the_criterion_is_the_same(
